@@ -1,0 +1,51 @@
+//! The only clock and the only random source.
+//!
+//! Everything that behaves by time or by chance takes an [`EnvRef`], so that a
+//! simulation can drive it on virtual time from a seed. Timers themselves are
+//! tokio's, which the simulation pauses.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Time and chance.
+pub trait Env: Send + Sync + 'static {
+    /// Time since some fixed moment. Never goes back; what intervals are measured with.
+    fn monotonic(&self) -> Duration;
+
+    /// Milliseconds since 1970. May jump; labels things and decides nothing.
+    fn wall_ms(&self) -> u64;
+
+    /// A random number.
+    fn random_u64(&self) -> u64;
+}
+
+/// A shared [`Env`].
+pub type EnvRef = Arc<dyn Env>;
+
+/// The machine's clocks and its random source.
+#[derive(Debug)]
+pub struct SystemEnv {
+    start: tokio::time::Instant,
+}
+
+impl SystemEnv {
+    /// The machine's environment, as everyone shares it.
+    pub fn shared() -> EnvRef {
+        Arc::new(SystemEnv { start: tokio::time::Instant::now() })
+    }
+}
+
+impl Env for SystemEnv {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        since_1970.as_millis() as u64
+    }
+
+    fn random_u64(&self) -> u64 {
+        rand::random()
+    }
+}

@@ -1,0 +1,316 @@
+//! The state database: written without a WAL, one atomic batch per applied
+//! chunk, read through snapshots that own their handle.
+//!
+//! Invariants: every batch carries `meta/applied`, so that after a crash the
+//! content is exactly the prefix of the log that `applied` names (the families
+//! are flushed together, `atomic_flush`); nothing here is durable before
+//! [`StateDb::flush`] returns.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
+    DBRawIterator, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+use self_cell::self_cell;
+
+use super::StorageError;
+use super::layout::Family;
+
+/// What the operator may tune of the state database.
+#[derive(Clone, Debug)]
+pub struct StateOptions {
+    /// Bytes of the block cache, shared by all families.
+    pub block_cache_bytes: usize,
+    /// Bytes of unflushed writes, over all families, before a flush begins.
+    pub write_buffer_bytes: usize,
+}
+
+impl Default for StateOptions {
+    fn default() -> Self {
+        StateOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
+    }
+}
+
+/// The state database. Clones share it.
+#[derive(Clone)]
+pub struct StateDb {
+    db: Arc<DB>,
+}
+
+/// Reads that a database, a snapshot of it, and an overlay over it all answer.
+pub trait Read {
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when the disk fails or a block's checksum is wrong.
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StorageError>;
+
+    /// A cursor over `lower <= key < upper`, not yet placed. No `upper` is no end.
+    fn scan(&self, family: Family, lower: &[u8], upper: Option<&[u8]>) -> Cursor<'_>;
+}
+
+/// A cursor over one family. Place it with a `seek` before reading.
+pub struct Cursor<'a> {
+    inner: DBRawIterator<'a>,
+}
+
+impl Cursor<'_> {
+    /// To the first key of the range.
+    pub fn seek_to_first(&mut self) {
+        self.inner.seek_to_first();
+    }
+
+    /// To the last key of the range.
+    pub fn seek_to_last(&mut self) {
+        self.inner.seek_to_last();
+    }
+
+    /// To the first key at or after `key`.
+    pub fn seek(&mut self, key: &[u8]) {
+        self.inner.seek(key);
+    }
+
+    /// One key on.
+    pub fn next(&mut self) {
+        self.inner.next();
+    }
+
+    /// One key back.
+    pub fn prev(&mut self) {
+        self.inner.prev();
+    }
+
+    /// The key and value here, or `None` past the end.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when the cursor stopped for damage or a failing
+    /// disk, and not for having reached its end.
+    pub fn item(&self) -> Result<Option<(&[u8], &[u8])>, StorageError> {
+        match self.inner.item() {
+            Some(item) => Ok(Some(item)),
+            None => {
+                self.inner.status()?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Changes that become visible together.
+#[derive(Default)]
+pub struct Batch {
+    operations: WriteBatch,
+}
+
+impl Batch {
+    /// Sets a key. `db` names the families.
+    pub fn put(&mut self, db: &StateDb, family: Family, key: &[u8], value: &[u8]) {
+        self.operations.put_cf(db.family(family), key, value);
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, db: &StateDb, family: Family, key: &[u8]) {
+        self.operations.delete_cf(db.family(family), key);
+    }
+
+    /// Bytes of the batch.
+    pub fn size_bytes(&self) -> usize {
+        self.operations.size_in_bytes()
+    }
+
+    /// Whether nothing was put or deleted.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}
+
+impl StateDb {
+    /// Opens the database in `path`, creating it when it is absent.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when a file is missing, damaged or locked by
+    /// another process.
+    pub fn open(path: &Path, options: &StateOptions) -> Result<StateDb, StorageError> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let mut db_options = Options::default();
+        db_options.create_if_missing(true);
+        db_options.create_missing_column_families(true);
+        db_options.set_atomic_flush(true);
+        db_options.set_db_write_buffer_size(options.write_buffer_bytes);
+        db_options.set_max_background_jobs(2);
+        db_options.set_max_open_files(512);
+        db_options.set_keep_log_file_num(2);
+        db_options.set_max_log_file_size(4 << 20);
+        db_options.set_paranoid_checks(true);
+        let families = Family::ALL.map(|family| {
+            ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
+        });
+        let db = DB::open_cf_descriptors(&db_options, path, families)?;
+        Ok(StateDb { db: Arc::new(db) })
+    }
+
+    /// Writes a batch into memory: visible to every later read and snapshot,
+    /// durable at the next flush.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`]; the node must stop, because the memory of the
+    /// state machine is ahead of its disk.
+    pub fn write(&self, batch: Batch) -> Result<(), StorageError> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.db.write_opt(&batch.operations, &options)?)
+    }
+
+    /// Makes everything written so far durable, all families together.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when the disk fails.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        let families = Family::ALL.map(|family| self.family(family));
+        Ok(self.db.flush_cfs_opt(&families, &rocksdb::FlushOptions::default())?)
+    }
+
+    /// A view of this moment that stays as it is, and keeps the database open.
+    pub fn snapshot(&self) -> Snapshot {
+        let cell = SnapshotCell::new(self.db.clone(), |db| db.snapshot());
+        Snapshot { cell }
+    }
+
+    /// Makes a consistent copy in `path` (hard links where the file system has
+    /// them), flushed first. `path` must not exist.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when the disk fails.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), StorageError> {
+        Ok(rocksdb::checkpoint::Checkpoint::new(&self.db)?.create_checkpoint(path)?)
+    }
+
+    /// Rewrites every file of every family, dropping what was deleted.
+    pub fn compact(&self) {
+        for family in Family::ALL {
+            self.db.compact_range_cf(self.family(family), None::<&[u8]>, None::<&[u8]>);
+        }
+    }
+
+    /// Bytes of tables and memtables: what the store uses of its quota.
+    pub fn size_bytes(&self) -> u64 {
+        let property = |family, name| {
+            self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or_default()
+        };
+        let tables = Family::ALL.map(|family| property(family, "rocksdb.total-sst-files-size"));
+        let memtables = Family::ALL.map(|family| property(family, "rocksdb.cur-size-all-mem-tables"));
+        tables.iter().chain(&memtables).sum()
+    }
+
+    /// Estimated bytes of the data itself, without what compaction will drop.
+    pub fn live_size_bytes(&self) -> u64 {
+        let live = |family| {
+            let name = "rocksdb.estimate-live-data-size";
+            self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or_default()
+        };
+        Family::ALL.map(live).iter().sum()
+    }
+
+    fn family(&self, family: Family) -> &ColumnFamily {
+        self.db.cf_handle(family.name()).expect("every family is created at open")
+    }
+}
+
+impl Read for StateDb {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StorageError> {
+        Ok(self.db.get_pinned_cf(self.family(family), key)?)
+    }
+
+    fn scan(&self, family: Family, lower: &[u8], upper: Option<&[u8]>) -> Cursor<'_> {
+        let options = bounds(lower, upper);
+        Cursor { inner: self.db.raw_iterator_cf_opt(self.family(family), options) }
+    }
+}
+
+type EngineSnapshot<'a> = rocksdb::Snapshot<'a>;
+
+self_cell! {
+    struct SnapshotCell {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: EngineSnapshot,
+    }
+}
+
+/// A view of the database at one moment. It owns its handle, so that it may
+/// outlive the switch to another database when a snapshot is installed.
+pub struct Snapshot {
+    cell: SnapshotCell,
+}
+
+impl Read for Snapshot {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<DBPinnableSlice<'_>>, StorageError> {
+        let family = family_of(self.cell.borrow_owner(), family);
+        Ok(self.cell.borrow_dependent().get_pinned_cf(family, key)?)
+    }
+
+    fn scan(&self, family: Family, lower: &[u8], upper: Option<&[u8]>) -> Cursor<'_> {
+        let family = family_of(self.cell.borrow_owner(), family);
+        let options = bounds(lower, upper);
+        Cursor { inner: self.cell.borrow_dependent().raw_iterator_cf_opt(family, options) }
+    }
+}
+
+fn family_of(db: &DB, family: Family) -> &ColumnFamily {
+    db.cf_handle(family.name()).expect("every family is created at open")
+}
+
+fn bounds(lower: &[u8], upper: Option<&[u8]>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(lower);
+    if let Some(upper) = upper {
+        options.set_iterate_upper_bound(upper);
+    }
+    options
+}
+
+fn family_options(family: Family, options: &StateOptions, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(6);
+    table.set_block_size(8 << 10);
+    if matches!(family, Family::Current | Family::Lease | Family::Session) {
+        // Every put looks its key up first; most lookups of new keys end here.
+        table.set_bloom_filter(10.0, false);
+    }
+    let mut family_options = Options::default();
+    family_options.set_block_based_table_factory(&table);
+    family_options.set_write_buffer_size(options.write_buffer_bytes / 2);
+    family_options.set_compression_type(DBCompressionType::Lz4);
+    family_options.set_bottommost_compression_type(DBCompressionType::Zstd);
+    family_options.set_level_compaction_dynamic_level_bytes(true);
+    family_options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_stays_as_it_was_and_keeps_the_database_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+        let mut batch = Batch::default();
+        batch.put(&db, Family::Meta, b"k", b"1");
+        db.write(batch).unwrap();
+        let snapshot = db.snapshot();
+        let mut batch = Batch::default();
+        batch.put(&db, Family::Meta, b"k", b"2");
+        db.write(batch).unwrap();
+        assert_eq!(&db.get(Family::Meta, b"k").unwrap().unwrap()[..], b"2");
+        drop(db);
+        assert_eq!(&snapshot.get(Family::Meta, b"k").unwrap().unwrap()[..], b"1");
+        let mut cursor = snapshot.scan(Family::Meta, b"", None);
+        cursor.seek_to_first();
+        assert_eq!(cursor.item().unwrap(), Some((&b"k"[..], &b"1"[..])));
+    }
+}

@@ -1,0 +1,1 @@
+//! Log setup and the name of every metric.
