@@ -160,7 +160,7 @@ impl StateDb {
     pub fn write(&self, batch: Batch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        Ok(self.db.write_opt(&batch.operations, &options)?)
+        Ok(self.db.write_opt(batch.operations, &options)?)
     }
 
     /// Makes everything written so far durable, all families together.
