@@ -6,6 +6,7 @@
 mod applier;
 mod config;
 mod fatal;
+mod log_store;
 mod network;
 mod peers;
 mod receiver;
@@ -29,6 +30,7 @@ pub use transport::{
     AppendRequest, AppendResult, BoxFuture, BoxStream, Envelope, Local, PeerError, PeerFuture, Refusal,
     SnapshotTimeouts, TransferLeaderRequest, TransferLeaderResult, Transport, VoteRequest, VoteResponse,
 };
+pub use log_store::{LogReader, LogStore, LogStoreOptions};
 pub use types::{
     CommittedLeaderId, Entry, EntryPayload, LogId, Membership, Proposal, SnapshotMeta, StoredMembership,
     TypeConfig, Vote,
