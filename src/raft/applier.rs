@@ -41,6 +41,16 @@ pub trait Apply: Send + 'static {
     fn replace(&mut self, db: StateDb) -> Result<(), StorageError>;
 }
 
+impl Apply for machine::Machine {
+    fn apply(&mut self, entries: Vec<machine::Entry>) -> Result<Vec<Reply>, StorageError> {
+        machine::Machine::apply(self, entries)
+    }
+
+    fn replace(&mut self, db: StateDb) -> Result<(), StorageError> {
+        machine::Machine::replace(self, db)
+    }
+}
+
 /// How much may have to be applied again after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayLimits {
