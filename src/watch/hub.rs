@@ -223,7 +223,7 @@ impl Hub {
 
     /// Tells the streams whom the next few revisions concern. False when there is
     /// nothing to match.
-    fn match_batch(&self) -> bool {
+    pub(super) fn match_batch(&self) -> bool {
         let matched = *self.matched.borrow();
         let (batch, head) = {
             let ring = self.ring.lock();
@@ -267,7 +267,7 @@ impl Hub {
     }
 
     /// Marks the watchers that have heard nothing for the interval.
-    fn on_tick(&self) {
+    pub(super) fn on_tick(&self) {
         let tick = self.tick.fetch_add(1, Ordering::SeqCst) + 1;
         let mut registry = self.registry.lock();
         while let Some(due) = registry.progress.first_entry().filter(|due| due.key().0 <= tick) {
