@@ -401,3 +401,7 @@ impl Encoder for FrameEncoder {
         buffers()
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

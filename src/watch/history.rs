@@ -158,7 +158,8 @@ impl Chunks {
     /// The chunk of `space` that holds `revision`, if one is kept.
     pub(super) fn find(&self, space: Space, revision: Revision) -> Option<Arc<Chunk>> {
         let kept = self.kept.lock();
-        let holds = |chunk: &&Arc<Chunk>| chunk.space == space && chunk.from <= revision && revision < chunk.next;
+        let holds =
+            |chunk: &&Arc<Chunk>| chunk.space == space && chunk.from <= revision && revision < chunk.next;
         kept.iter().rev().find(holds).cloned()
     }
 

@@ -222,7 +222,8 @@ impl WatchStream {
     /// Says, in its turn among what the client's other requests cause, that a
     /// watcher was not created.
     pub fn refuse(&mut self, reason: String) {
-        let message = WatchMessage { watch_id: -1, revision: self.revision(), kind: WatchMessageKind::Refused(reason) };
+        let message =
+            WatchMessage { watch_id: -1, revision: self.revision(), kind: WatchMessageKind::Refused(reason) };
         self.shared.state.lock().outbox.push_back(message);
     }
 
@@ -395,7 +396,8 @@ impl WatchStream {
             Mode::Behind => false,
             Mode::Gone => true,
         };
-        let progress = |watch_id| WatchMessage { watch_id, revision: matched, kind: WatchMessageKind::Progress };
+        let progress =
+            |watch_id| WatchMessage { watch_id, revision: matched, kind: WatchMessageKind::Progress };
         // Who is not synced has events coming, or asks again an interval later.
         for id in std::mem::take(&mut state.progress) {
             let live = state.watchers.get(&id).filter(|found| matches!(found.mode, Mode::Live(_)));

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 
 use super::history::{History, Past, PastQuery, Position};
 use super::*;
+use crate::machine::{Published, View};
 use crate::storage::StorageError;
 use crate::types::{Event, EventKind, KeyValue, LeaseId, RevisionEvents};
 
@@ -158,7 +159,9 @@ impl Runner {
                     let event = event.event();
                     write!(output, "[{} ", event.kv.mod_revision)?;
                     match event.kind {
-                        EventKind::Put => write!(output, "{}={}", text(&event.kv.key), text(&event.kv.value))?,
+                        EventKind::Put => {
+                            write!(output, "{}={}", text(&event.kv.key), text(&event.kv.value))?
+                        }
                         EventKind::Delete => write!(output, "{} deleted", text(&event.kv.key))?,
                     }
                     if let Some(prev) = event.prev.as_ref().filter(|_| *prev_kv) {
@@ -339,8 +342,16 @@ enum Step {
     /// Moves the compact mark this share of the way to the head.
     Compact(u8),
     /// Stream, range, how far back from the head to start, filters.
-    Create { stream: usize, range: (u8, u8), start: i64, flags: u8 },
-    Cancel { stream: usize, id: i64 },
+    Create {
+        stream: usize,
+        range: (u8, u8),
+        start: i64,
+        flags: u8,
+    },
+    Cancel {
+        stream: usize,
+        id: i64,
+    },
     Progress(usize),
     /// The hub's task matches one batch.
     Match,
@@ -440,7 +451,8 @@ impl Model {
 
     fn step(&mut self, step: Step) {
         let changes = |keys: BTreeMap<u8, bool>| -> Vec<_> {
-            let change = |(key, put): (u8, bool)| (Bytes::from(vec![key]), put.then(|| vec![b'v'; 90].into()));
+            let change =
+                |(key, put): (u8, bool)| (Bytes::from(vec![key]), put.then(|| vec![b'v'; 90].into()));
             keys.into_iter().map(change).collect()
         };
         match step {
@@ -550,7 +562,8 @@ async fn nothing_is_lost_between_threads() {
             let range = KeyRange::Span { start: vec![key].into(), end: vec![key + 2].into() };
             stream.create(None, WatchSpec::new(Space::User, range, Revision(2))).unwrap();
             let wanted = |number: &usize| (number % 7) as u8 == key || (number % 7) as u8 == key + 1;
-            let mut expected = (0..REVISIONS).filter(wanted).map(|number| Revision(number as i64 + 2)).peekable();
+            let mut expected =
+                (0..REVISIONS).filter(wanted).map(|number| Revision(number as i64 + 2)).peekable();
             while expected.peek().is_some() {
                 let message = stream.next().await.unwrap();
                 let WatchMessageKind::Events { events, .. } = message.kind else { continue };
@@ -610,4 +623,127 @@ fn ten_thousand_streams_wake_only_for_what_concerns_them() {
     while hub.match_batch() {}
     let spoke: Vec<_> = (0..10_000).filter(|number| poll(&mut streams[*number]).is_some()).collect();
     assert_eq!(spoke, [77]);
+}
+
+/// A hub over a state database: single puts of the user space, on disk and published.
+pub(crate) struct DiskFeed {
+    _dir: tempfile::TempDir,
+    db: crate::storage::StateDb,
+    published: Arc<Published>,
+    pub(crate) hub: Arc<Hub>,
+    revision: Revision,
+    compacted: Revision,
+}
+
+impl DiskFeed {
+    pub(crate) fn new(options: HubOptions) -> DiskFeed {
+        let dir = tempfile::tempdir().unwrap();
+        let db = crate::storage::StateDb::open(dir.path(), &Default::default()).unwrap();
+        let published = Arc::new(Published::new(view(&db, Revision::FIRST, Revision(0))));
+        let hub = Hub::new(published.clone(), options);
+        DiskFeed { _dir: dir, db, published, hub, revision: Revision::FIRST, compacted: Revision(0) }
+    }
+
+    /// Puts a key as new; with `prev` also as what was there before in the event.
+    pub(crate) fn put(&mut self, key: &'static str, value: &'static str) {
+        use crate::storage::layout::{self, Change, Family, Record, VersionRef};
+        use crate::storage::{Batch, codec};
+        self.revision = self.revision.next();
+        let revision = self.revision;
+        let record = Record {
+            create: revision,
+            modified: revision,
+            version: 1,
+            lease: LeaseId::NONE,
+            value: value.into(),
+        };
+        let change = Change {
+            space: Space::User,
+            kind: EventKind::Put,
+            key: key.into(),
+            record: Some(record.clone()),
+            actor: None,
+            time_ms: 0,
+        };
+        let version = VersionRef { sub: 0, tombstone: false, digest: 0 };
+        let mut batch = Batch::default();
+        let versions_key = layout::version(Space::User, key.as_bytes(), revision);
+        batch.put(&self.db, Family::History, &layout::history(revision, 0), &codec::encode(&change));
+        batch.put(&self.db, Family::Versions, &versions_key, &codec::encode(&version));
+        self.db.write(batch).unwrap();
+        self.published.publish(view(&self.db, revision, self.compacted));
+        let kv = crate::mvcc::key_value(key.as_bytes(), record);
+        let event = Arc::new(Event { space: Space::User, kind: EventKind::Put, kv, prev: None });
+        let events = vec![Arc::new(RevisionEvents { revision, events: vec![event] })];
+        self.hub.publish(&self.published.view(), events);
+    }
+
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        self.compacted = revision;
+        self.published.publish(view(&self.db, self.revision, self.compacted));
+    }
+}
+
+fn view(db: &crate::storage::StateDb, revision: Revision, compacted: Revision) -> View {
+    View {
+        data: db.snapshot(),
+        revision,
+        compacted_user: compacted,
+        compacted_system: Revision(0),
+        applied: Default::default(),
+        alarms: Arc::new([]),
+        cluster_version: 0,
+    }
+}
+
+/// The past as `mvcc` reads it from disk, by spans, by single keys and with the
+/// key before, joins the present.
+#[tokio::test]
+async fn the_past_on_disk_joins_the_present() {
+    let mut feed =
+        DiskFeed::new(HubOptions { ring_bytes_max: 0, message_bytes: 300, ..HubOptions::default() });
+    let task = tokio::spawn(feed.hub.clone().run());
+    let ranges = [KeyRange::prefix("a".into()), KeyRange::Single("a".into()), KeyRange::From("a".into())];
+    for _ in 0..20 {
+        feed.put("a", "1");
+        feed.put("b", "2");
+    }
+    feed.compact(Revision(4));
+    for (number, range) in ranges.into_iter().enumerate() {
+        let mut stream = feed.hub.stream();
+        let spec =
+            WatchSpec { prev_kv: number == 2, ..WatchSpec::new(Space::User, range.clone(), Revision(4)) };
+        stream.create(None, spec).unwrap();
+        if number == 0 {
+            stream.create(None, WatchSpec::new(Space::User, range, Revision(3))).unwrap();
+        }
+        feed.put("a", "3");
+        let (mut got, mut compacted) = (Vec::new(), 0);
+        let mut last = 0;
+        while last < feed.revision.0 {
+            match stream.next().await.unwrap().kind {
+                WatchMessageKind::Events { events, .. } => {
+                    for event in &events {
+                        let event = event.event();
+                        last = event.kv.mod_revision.0;
+                        assert!(number == 2 || event.kv.key == "a");
+                        // The newest may have come from the ring, where the feed gives no key before.
+                        let newest = last == feed.revision.0;
+                        assert!(newest || event.prev.is_some() == (number == 2 && last > 4));
+                        got.push(last);
+                    }
+                }
+                WatchMessageKind::Compacted { compact_revision } => compacted = compact_revision.0,
+                _ => {}
+            }
+        }
+        let a_revisions = (4..=40).filter(|revision| number == 2 || revision % 2 == 0);
+        let expected: Vec<_> = a_revisions
+            .chain(if number == 2 { 41..=feed.revision.0 } else { 42..=feed.revision.0 })
+            .collect();
+        assert_eq!(got, expected);
+        assert_eq!(compacted, if number == 0 { 4 } else { 0 });
+    }
+    feed.hub.close();
+    task.await.unwrap().unwrap();
 }
