@@ -32,7 +32,7 @@ use crate::types::{KeyRange, Revision, RevisionEvents, Space};
 
 /// Revisions matched before others may take the index: a new watcher waits for
 /// no more than these.
-const MATCH_BATCH_REVISIONS: usize = 64;
+const MATCH_BATCH_REVISIONS: usize = 16;
 /// The progress interval is measured in this many ticks, so a progress message
 /// comes at most an eighth of the interval late.
 pub(super) const TICKS_PER_INTERVAL: u64 = 8;
