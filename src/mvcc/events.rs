@@ -36,7 +36,9 @@ pub struct EventQuery<'a> {
 /// # Errors
 /// `Compacted` when `from` is below the compact mark; storage errors.
 pub fn events<R: Read>(
-    data: &R, marks: Marks, query: &EventQuery<'_>,
+    data: &R,
+    marks: Marks,
+    query: &EventQuery<'_>,
 ) -> Result<(Vec<RevisionEvents>, Revision), ReadError> {
     if query.from < marks.compacted {
         return Err(ApplyError::Compacted.into());
@@ -53,7 +55,12 @@ pub fn events<R: Read>(
 /// Follows one key from version to version, so that a quiet key in a busy
 /// store costs nothing.
 fn by_versions<R: Read>(
-    data: &R, marks: Marks, query: &EventQuery<'_>, key: &[u8], to: Revision, gathered: &mut Gathered,
+    data: &R,
+    marks: Marks,
+    query: &EventQuery<'_>,
+    key: &[u8],
+    to: Revision,
+    gathered: &mut Gathered,
 ) -> Result<Revision, ReadError> {
     // Newer versions sort first, so the cursor runs backwards.
     let lower = layout::version(query.space, key, to);
@@ -78,7 +85,11 @@ fn by_versions<R: Read>(
 
 /// Reads every change in order and keeps those in the range.
 fn by_history<R: Read>(
-    data: &R, marks: Marks, query: &EventQuery<'_>, to: Revision, gathered: &mut Gathered,
+    data: &R,
+    marks: Marks,
+    query: &EventQuery<'_>,
+    to: Revision,
+    gathered: &mut Gathered,
 ) -> Result<Revision, ReadError> {
     let lower = layout::history(query.from, 0);
     let upper = layout::history(to.next(), 0);
@@ -113,7 +124,11 @@ fn by_history<R: Read>(
 
 /// The event a change is, with the key before it when that is wanted and known.
 fn event<R: Read>(
-    data: &R, marks: Marks, query: &EventQuery<'_>, revision: Revision, change: Change,
+    data: &R,
+    marks: Marks,
+    query: &EventQuery<'_>,
+    revision: Revision,
+    change: Change,
 ) -> Result<Event, ReadError> {
     let prev = match query.prev && revision.prev() >= marks.compacted {
         true => previous(data, query.space, &change.key, revision)?,
@@ -128,7 +143,10 @@ fn event<R: Read>(
 
 /// The key and value that stood just before `revision`.
 fn previous<R: Read>(
-    data: &R, space: Space, key: &[u8], revision: Revision,
+    data: &R,
+    space: Space,
+    key: &[u8],
+    revision: Revision,
 ) -> Result<Option<KeyValue>, ReadError> {
     let Some((at, version)) = version_at(data, space, key, revision.prev())? else { return Ok(None) };
     if version.tombstone {
@@ -140,7 +158,7 @@ fn previous<R: Read>(
 }
 
 /// The key-value of a removal: only key and mod revision are set.
-pub(crate) fn tombstone(key: bytes::Bytes, revision: Revision) -> KeyValue {
+pub fn tombstone(key: bytes::Bytes, revision: Revision) -> KeyValue {
     KeyValue {
         key,
         create_revision: Revision(0),

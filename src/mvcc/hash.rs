@@ -35,7 +35,10 @@ pub fn digest(record: &Record) -> u32 {
 /// # Errors
 /// `Compacted` or `FutureRevision`, and storage errors.
 pub fn hash_kv<R: Read>(
-    data: &R, marks: Marks, space: Space, revision: Revision,
+    data: &R,
+    marks: Marks,
+    space: Space,
+    revision: Revision,
 ) -> Result<KvHash, ReadError> {
     check_revision(marks, revision)?;
     let at = if revision.0 <= 0 { marks.revision } else { revision };

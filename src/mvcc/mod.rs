@@ -14,7 +14,7 @@ mod hash;
 mod range;
 mod sweep;
 
-pub use events::{EventQuery, events};
+pub use events::{EventQuery, events, tombstone};
 pub use hash::{KvHash, digest, hash_kv};
 pub use range::{Found, Keys, range, range_at_head, range_bounds};
 pub use sweep::{SweepProgress, sweep};
@@ -69,7 +69,10 @@ fn change_at<R: Read>(data: &R, revision: Revision, sub: u32) -> Result<layout::
 
 /// The newest version of `key` at or before `revision`: where it is, and its reference.
 fn version_at<R: Read>(
-    data: &R, space: Space, key: &[u8], revision: Revision,
+    data: &R,
+    space: Space,
+    key: &[u8],
+    revision: Revision,
 ) -> Result<Option<(Revision, layout::VersionRef)>, StorageError> {
     let lower = layout::version(space, key, revision);
     let mut upper = layout::versions_prefix(space, key);
@@ -92,6 +95,3 @@ fn parse_version(bytes: &[u8]) -> Result<(Vec<u8>, Revision), StorageError> {
         }),
     }
 }
-
-
-

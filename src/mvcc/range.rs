@@ -25,7 +25,9 @@ pub trait Keys {
     /// # Errors
     /// When the disk fails; or what `visit` returns.
     fn visit(
-        &self, space: Space, range: &KeyRange,
+        &self,
+        space: Space,
+        range: &KeyRange,
         visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
     ) -> Result<(), ReadError>;
 }
@@ -73,7 +75,9 @@ impl<R: Read> Keys for R {
     }
 
     fn visit(
-        &self, space: Space, range: &KeyRange,
+        &self,
+        space: Space,
+        range: &KeyRange,
         visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
     ) -> Result<(), ReadError> {
         if let KeyRange::Single(key) = range {
@@ -105,7 +109,10 @@ impl<R: Read> Keys for R {
 /// `Compacted` or `FutureRevision` for a revision that cannot be read,
 /// `RangeTooLarge` beyond the budget, and storage errors.
 pub fn range<R: Read>(
-    data: &R, marks: Marks, query: &RangeQuery, budget_bytes: usize,
+    data: &R,
+    marks: Marks,
+    query: &RangeQuery,
+    budget_bytes: usize,
 ) -> Result<RangeReply, ReadError> {
     check_revision(marks, query.revision)?;
     if query.revision.0 <= 0 || query.revision == marks.revision {
@@ -121,7 +128,9 @@ pub fn range<R: Read>(
 /// # Errors
 /// `RangeTooLarge`, and storage errors.
 pub fn range_at_head<K: Keys>(
-    data: &K, query: &RangeQuery, budget_bytes: usize,
+    data: &K,
+    query: &RangeQuery,
+    budget_bytes: usize,
 ) -> Result<RangeReply, ReadError> {
     let mut collector = Collector::new(query, budget_bytes);
     data.visit(query.space, &query.range, &mut |key, found| {

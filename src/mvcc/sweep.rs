@@ -27,7 +27,10 @@ pub enum SweepProgress {
 /// # Errors
 /// Storage errors; the node must stop.
 pub fn sweep(
-    db: &StateDb, space: Space, mark: Revision, changes_max: usize,
+    db: &StateDb,
+    space: Space,
+    mark: Revision,
+    changes_max: usize,
 ) -> Result<SweepProgress, StorageError> {
     let name = match space {
         Space::User => meta::SWEPT_USER,
@@ -77,7 +80,11 @@ pub fn sweep(
 
 /// Deletes the version just before `revision`, if there is one.
 fn forget_before(
-    db: &StateDb, batch: &mut Batch, space: Space, key: &[u8], revision: Revision,
+    db: &StateDb,
+    batch: &mut Batch,
+    space: Space,
+    key: &[u8],
+    revision: Revision,
 ) -> Result<(), StorageError> {
     if let Some((at, version)) = version_at(db, space, key, revision.prev())? {
         forget(db, batch, space, key, at, version.sub);
