@@ -1,3 +1,4 @@
 //! (scaffold)
 
 pub mod peer;
+mod watch;
