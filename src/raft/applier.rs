@@ -270,7 +270,9 @@ impl Applier {
 
     pub(super) async fn apply(&mut self, chunk: Chunk) -> Result<Pending, Ended> {
         match self {
-            Applier::Inline(worker) => worker.get_mut().apply(chunk).map(|()| Pending(None)).map_err(|()| Ended),
+            Applier::Inline(worker) => {
+                worker.get_mut().apply(chunk).map(|()| Pending(None)).map_err(|()| Ended)
+            }
             Applier::Thread(jobs) => ask(jobs, |done| Job::Apply(chunk, done)).await,
         }
     }

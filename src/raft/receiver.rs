@@ -16,14 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::TaskTracker;
 
+use super::peers::Peers;
+use super::state_machine::Snapshot;
 use super::state_machine::SnapshotData;
 use super::transport::{
     AppendRequest, AppendResult, BoxStream, Envelope, Local, PeerError, Refusal, TransferLeaderRequest,
     TransferLeaderResult, VoteRequest, VoteResponse,
 };
-use super::peers::Peers;
 use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-use super::state_machine::Snapshot;
 use super::{Raft, record};
 use crate::storage::StorageError;
 use crate::storage::snapshot::{Incoming, Manifest, SnapshotStore};
@@ -223,7 +223,9 @@ impl Reception {
             let meta = snapshot_meta(received.manifest()).map_err(unusable)?;
             if meta.last_log_id.as_ref().is_none_or(|id| id.leader_id > *leader.leader_id()) {
                 // openraft would panic on it, rightly: no leader has such a snapshot.
-                return Err(PeerError::Failed(format!("{meta} cannot come from a leader with vote {leader}")));
+                return Err(PeerError::Failed(format!(
+                    "{meta} cannot come from a leader with vote {leader}"
+                )));
             }
             let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
             let answer = raft.install_full_snapshot(leader, snapshot).await.map_err(stopped)?;

@@ -92,9 +92,7 @@ pub(super) fn parse_append_response(response: peer::AppendResponse) -> Result<Ap
     match response.result {
         Some(Answer::Matching(matching)) => Ok(Ok(matching.last.map(parse_log_id))),
         Some(Answer::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(parse_log_id(id)))),
-        Some(Answer::HigherBallot(vote)) => {
-            Ok(Err(StreamAppendError::HigherVote(parse_ballot(Some(vote))?)))
-        }
+        Some(Answer::HigherBallot(vote)) => Ok(Err(StreamAppendError::HigherVote(parse_ballot(Some(vote))?))),
         None => Err(malformed("an answer without a result")),
     }
 }
@@ -160,10 +158,12 @@ pub fn transfer_response(result: &TransferLeaderResult) -> peer::TransferLeaderR
             let (expected, actual) = (Some(ballot(expected)), Some(ballot(actual)));
             Answer::BallotChanged(BallotChanged { expected, actual })
         }
-        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => Answer::LogNotFlushed(LogNotFlushed {
-            expected: expected.as_ref().map(log_id),
-            actual: actual.as_ref().map(log_id),
-        }),
+        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
+            Answer::LogNotFlushed(LogNotFlushed {
+                expected: expected.as_ref().map(log_id),
+                actual: actual.as_ref().map(log_id),
+            })
+        }
     };
     peer::TransferLeaderResponse { result: Some(answer) }
 }

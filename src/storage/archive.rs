@@ -207,7 +207,8 @@ impl<'a> Archive<'a> {
         self.read(&mut bytes)?;
         let manifest = Manifest::decode(&bytes)?;
         let content = header.checked_add(length).and_then(|size| size.checked_add(manifest.size_bytes()));
-        if content.and_then(|size| size.checked_next_multiple_of(BLOCK_BYTES)) != Some(self.size - HASH_BYTES) {
+        if content.and_then(|size| size.checked_next_multiple_of(BLOCK_BYTES)) != Some(self.size - HASH_BYTES)
+        {
             return Err(corrupt("its size is not what its manifest says".to_owned()));
         }
         Ok(manifest)

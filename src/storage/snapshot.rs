@@ -543,7 +543,8 @@ fn close(path: &Path, entry: &FileEntry, open: OpenFile) -> Result<(), StorageEr
 /// Reads what a database directory holds, without changing a file of it. The
 /// manifest's files are left empty.
 pub(super) fn describe_state(data: &Path, cluster: ClusterId) -> Result<Manifest, StorageError> {
-    let db = StateDb::open_read_only(data, &StateOptions { block_cache_bytes: 1 << 20, ..Default::default() })?;
+    let db =
+        StateDb::open_read_only(data, &StateOptions { block_cache_bytes: 1 << 20, ..Default::default() })?;
     let last = match db.get(Family::Meta, meta::APPLIED)? {
         Some(bytes) => codec::decode::<AppliedRecord>("applied position", &bytes)?,
         None => LogPosition::default(),
