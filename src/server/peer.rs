@@ -106,8 +106,10 @@ impl raft_server::Raft for RaftService {
         let (reports, stream) = mpsc::channel(PROGRESS_QUEUE);
         // Ends when the sender does, or when the reports have no reader; the
         // install itself is the receiver's task and outlives this one.
+        let stopping = self.receiver.stopping().clone();
         let receive = async move {
             let outcome = tokio::select! {
+                () = stopping.cancelled() => return,
                 outcome = receive(reception, chunks, &reports) => outcome,
                 () = reports.closed() => return,
             };

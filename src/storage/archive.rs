@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::content::{FileSink, Manifest, corrupt, io};
 use super::layout::{Family, LogPosition};
-use super::snapshot::{CHUNK_BYTES, FileSink, Manifest, StoredSnapshot, corrupt, describe_state, io};
+use super::snapshot::{CHUNK_BYTES, StoredSnapshot, describe_state};
 use super::{Read, StateDb, StateOptions, StorageError};
 use crate::types::{ClusterId, Revision, Space};
 
