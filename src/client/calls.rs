@@ -235,7 +235,13 @@ mod tests {
 
     fn calls(endpoints: &[&str]) -> Calls {
         let endpoints: Vec<String> = endpoints.iter().map(|address| (*address).to_owned()).collect();
-        Calls::new(&endpoints, ClientOptions::default()).expect("addresses")
+        let tick = Duration::from_millis(1);
+        let options = ClientOptions {
+            request_timeout: 200 * tick,
+            backoff: BackoffOptions { base: tick, cap: tick },
+            ..ClientOptions::default()
+        };
+        Calls::new(&endpoints, options).expect("addresses")
     }
 
     /// Calls with a server that always answers `status`; how often it is asked.
@@ -251,7 +257,7 @@ mod tests {
         count.load(Ordering::Relaxed)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn reads_are_repeated_while_the_budget_lasts() {
         let unavailable = || Status::unavailable("etcdserver: request timed out");
         assert_eq!(asked(&calls(&["a:1", "b:1"]), Nature::Read, unavailable).await, 5);
@@ -262,7 +268,7 @@ mod tests {
         assert_eq!(asked(&calls, Nature::Read, unavailable).await, 1);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_write_in_doubt_is_repeated_only_with_a_request_id() {
         let doubt = || Status::unavailable("etcdserver: leader changed");
         let calls = calls(&["a:1", "b:1"]);
@@ -271,7 +277,7 @@ mod tests {
         assert!(asked(&calls.with_request_id(id), Nature::Write, doubt).await > 1);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_write_that_was_surely_not_done_is_repeated() {
         assert_eq!(
             asked(&calls(&["a:1"]), Nature::Write, || Status::unavailable("etcdserver: no leader")).await,
@@ -279,7 +285,7 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_refusal_is_final_and_keeps_the_endpoint() {
         let calls = calls(&["a:1", "b:1"]);
         let (before, _) = calls.endpoint();
@@ -287,7 +293,7 @@ mod tests {
         assert_eq!(calls.endpoint().0, before);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_server_leaves_a_write_in_doubt() {
         let calls = calls(&["a:1"]);
         let result: Result<(), _> = calls.call(Nature::Write, (), |_, _| std::future::pending()).await;
