@@ -68,7 +68,6 @@ impl Client {
         &self,
         request: mainstay_v1::JoinRequest,
     ) -> Result<mainstay_v1::JoinResponse, ClientError> {
-        let request = request;
         let response = self
             .calls
             .call(Nature::Read, request, |channel, request| async move {
