@@ -1,2 +1,4 @@
 //! (scaffold)
+
+pub mod peer;
 mod watch;
