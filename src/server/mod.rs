@@ -1,1 +1,3 @@
-//! (scaffold)
+//! x
+mod options;
+pub use options::{ListenAddress, ServerOptions};
