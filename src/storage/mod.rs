@@ -7,7 +7,10 @@ pub mod codec;
 pub mod layout;
 mod state;
 
-pub use state::{Batch, Cursor, Read, Snapshot, StateDb, StateOptions};
+pub mod archive;
+pub mod snapshot;
+
+pub use state::{Batch, Cursor, Read, Snapshot, StateDb, StateOptions, WeakStateDb};
 
 /// Why the disk could not do what it was asked.
 ///
