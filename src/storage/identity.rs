@@ -151,7 +151,9 @@ impl Identity {
             let number = text.and_then(|text| u64::from_str_radix(text, 16).ok());
             number.filter(|id| *id != 0).ok_or_else(|| format!("it has no valid {name} id"))
         };
-        let ids = || Ok((id("cluster", marker.cluster.as_deref())?, id("node", marker.node.as_deref())?));
+        let ids = || -> Result<(ClusterId, NodeId), String> {
+            Ok((id("cluster", marker.cluster.as_deref())?, id("node", marker.node.as_deref())?))
+        };
         let standing = match marker.standing.as_str() {
             "unclaimed" => Standing::Unclaimed,
             "joining" => ids().map(|(cluster, node)| Standing::Joining { cluster, node })?,
