@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::NodeError;
-use super::control::{ControlTransport, JoinRequest, ProbeReply, ProbeRequest};
+use super::control::{Dialer, JoinRequest, ProbeReply, ProbeRequest};
 use super::core::{Core, Pause};
 use super::ids::{initial_cluster_id, initial_node_id};
 use super::membership::wiped;
@@ -47,7 +47,7 @@ pub(super) struct Place {
 /// Finds out who a node with a new data directory is.
 pub(super) async fn enter(
     options: &NodeOptions,
-    control: &dyn ControlTransport,
+    dialer: &dyn Dialer,
     env: &EnvRef,
     disk: DiskId,
 ) -> Result<Place, NodeError> {
@@ -76,10 +76,10 @@ pub(super) async fn enter(
                     "initial-cluster-state existing needs another member in initial-cluster to ask".to_owned(),
                 ));
             }
-            be_let_in(control, env, &urls, JoinRequest { claim: true, ..request }).await
+            be_let_in(dialer, env, &urls, JoinRequest { claim: true, ..request }).await
         }
         Bootstrap::Join { address, kind } => {
-            be_let_in(control, env, std::slice::from_ref(address), JoinRequest { kind: *kind, ..request }).await
+            be_let_in(dialer, env, std::slice::from_ref(address), JoinRequest { kind: *kind, ..request }).await
         }
     }
 }
@@ -93,7 +93,7 @@ fn own_entry<'a>(members: &'a [InitialMember], options: &NodeOptions) -> Result<
 /// Asks each address in turn until one lets this node in. The same disk gets
 /// the same answer however often it asks.
 async fn be_let_in(
-    control: &dyn ControlTransport,
+    dialer: &dyn Dialer,
     env: &EnvRef,
     addresses: &[String],
     request: JoinRequest,
@@ -103,7 +103,7 @@ async fn be_let_in(
     let mut last = String::new();
     loop {
         for address in addresses {
-            match control.join(address, request.clone(), JOIN_TIMEOUT).await {
+            match dialer.join(address, request.clone(), JOIN_TIMEOUT).await {
                 Ok(Ok(reply)) => {
                     tracing::info!(
                         cluster = %format!("{:x}", reply.cluster_id),
@@ -206,7 +206,7 @@ async fn ask_all(
         async move {
             let mut last = Err(format!("{} has no URL", member.name));
             for url in &member.peer_urls {
-                last = core.control.probe(url, probe.clone(), ASK_TIMEOUT).await.map_err(|error| error.to_string());
+                last = core.dialer.probe(url, probe.clone(), ASK_TIMEOUT).await.map_err(|error| error.to_string());
                 if last.is_ok() {
                     break;
                 }

@@ -112,7 +112,7 @@ async fn lowest_version(core: &Core) -> Option<u32> {
             continue;
         }
         let url = view.member.peer_urls.first()?;
-        let reply = core.control.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
+        let reply = core.dialer.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
         if reply.cluster_id != core.cluster_id || reply.node_id != *id {
             return None;
         }
@@ -191,7 +191,7 @@ async fn ask_around(core: &Core, roster: &Roster, turn: &mut usize) -> Option<u6
         in_turn
     };
     let url = asked.member.peer_urls.first()?;
-    let reply = core.control.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
+    let reply = core.dialer.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
     let same = reply.cluster_id == core.cluster_id;
     (same && !reply.asker_known).then_some(reply.membership_index)
 }
