@@ -32,8 +32,8 @@ use super::types::Vote;
 use super::wire;
 use crate::storage::snapshot::StoredSnapshot;
 use crate::types::NodeId;
-use crate::wire::peer::raft_client::RaftClient;
-use crate::wire::peer::{self, snapshot_chunk, snapshot_progress};
+use crate::wire::peer_v1::raft_client::RaftClient;
+use crate::wire::peer_v1::{self as peer, snapshot_chunk, snapshot_progress};
 
 /// How long a TCP connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -12,17 +12,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::errors::RaftError;
-use openraft::vote::RaftVote as _;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::TaskTracker;
 
-use super::state_machine::{SnapshotData, StateMachine};
+use super::state_machine::SnapshotData;
 use super::transport::{
     AppendRequest, AppendResult, BoxStream, Envelope, Local, PeerError, Refusal, TransferLeaderRequest,
     TransferLeaderResult, VoteRequest, VoteResponse,
 };
-use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+use super::state_machine::Snapshot;
 use super::{Raft, record};
 use crate::storage::StorageError;
 use crate::storage::snapshot::{Incoming, Manifest, SnapshotStore};
@@ -159,6 +159,11 @@ impl Receiver {
         })
     }
 
+    /// The tasks that receive and install snapshots; awaited at [`Receiver::stop`].
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.installs
+    }
+
     /// Waits until no snapshot is being installed. New ones are not begun after
     /// Raft has stopped, because openraft then refuses them.
     pub async fn stop(&self) {
@@ -266,6 +271,3 @@ fn stopped(error: openraft::errors::Fatal<TypeConfig>) -> PeerError {
 fn failed(error: RaftError<TypeConfig>) -> PeerError {
     PeerError::Failed(format!("this node is stopping: {error}"))
 }
-
-/// Names the state machine in one place, for [`Raft`].
-pub(super) type Machine = StateMachine;

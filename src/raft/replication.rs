@@ -23,11 +23,11 @@ use openraft::{AnyError, StorageError};
 use parking_lot::Mutex;
 
 use super::peers::Peers;
-use super::state_machine::SnapshotData;
+use super::state_machine::{Snapshot, SnapshotData};
 use super::transport::{
     AppendRequest, AppendResult, BoxFuture, PeerError, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
-use super::types::{Snapshot, TypeConfig, Vote};
+use super::types::{TypeConfig, Vote};
 use crate::resilience;
 use crate::types::{Member, NodeId};
 

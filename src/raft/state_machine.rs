@@ -18,9 +18,7 @@ use super::applier::{Applier, Chunk, Ended};
 use super::fatal::Fatal;
 use super::receiver::{applied_id, snapshot_meta};
 use super::record;
-use super::types::{
-    Entry, EntryPayload, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
-};
+use super::types::{Entry, EntryPayload, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::machine;
 use crate::storage::layout::{AppliedRecord, Family, LogPosition, meta};
 use crate::storage::snapshot::{Received, SnapshotStore, StoredSnapshot};
@@ -41,6 +39,9 @@ pub enum SnapshotData {
     /// One that has just arrived, to be installed.
     Received(Received),
 }
+
+/// A snapshot with what openraft knows of it.
+pub(super) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotData>;
 
 /// What a [`StateMachine`] is made of.
 pub(super) struct StateMachineParts {
