@@ -37,7 +37,7 @@ pub use error::NodeError;
 pub use ids::{initial_cluster_id, initial_node_id, joining_node_id};
 pub use options::{AutoCompaction, Bootstrap, InitialMember, LEASE_TTL_S_MAX, NodeOptions};
 pub use propose::{own_version, version_text};
-pub use recover::{ForceNewCluster, force_new_cluster};
+pub use recover::{ForceNewCluster, Recovered, RestoreSnapshot, force_new_cluster, restore_snapshot};
 pub use start::{MakeTransport, NodeParts};
 pub use tasks::{Exit, ExitReason};
 

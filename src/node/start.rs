@@ -28,15 +28,15 @@ use super::read::Reads;
 use super::tasks::{Exit, ExitReason, Tasks};
 use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
 use crate::env::EnvRef;
-use crate::machine::{Effect, Machine, Observer, Published, View};
+use crate::machine::{Effect, Entry, Machine, Observer, Published, View};
 use crate::raft::{
-    Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
+    Apply, Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
     ReplayLimits, SnapshotTimeouts, StartParts, Transport,
 };
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{DataDir, DataDirOptions, StateDb, StorageError, Standing};
-use crate::types::RevisionEvents;
+use crate::types::{Reply, RevisionEvents};
 use crate::watch::{Hub, HubOptions};
 
 /// Log index of the membership that let this node in; absent for first members.
@@ -130,6 +130,19 @@ impl Gauges for StoreGauges {
 
     fn log_bytes(&self) -> u64 {
         self.log.held_bytes()
+    }
+}
+
+/// The state machine, as Raft applies to it.
+struct Applying(Machine);
+
+impl Apply for Applying {
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<Vec<Reply>, StorageError> {
+        self.0.apply(entries)
+    }
+
+    fn replace(&mut self, db: StateDb) -> Result<(), StorageError> {
+        self.0.replace(db)
     }
 }
 
@@ -241,8 +254,9 @@ async fn open(parts: &NodeParts, data_dir: &Arc<DataDir>, place: Place) -> Resul
     let mut stores = on_disk(move || {
         let hook = Arc::new(move |error: &StorageError| fatal.raise(error));
         let db = StateDb::open(&data_dir.state_path(), &options.state)?;
-        let (machine, published) = Machine::open(db.clone())?;
-        let applied = published.view().applied;
+        let machine = Machine::open(db.clone())?;
+        let published = machine.published();
+        let applied = machine.applied();
         let engine = RocksLog::open(&data_dir.raft_path(), &RocksLogOptions::default(), env, hook)?;
         let engine: Arc<dyn LogEngine> = Arc::new(engine);
         let applied_index = (applied.index > 0).then_some(applied.index);
@@ -322,7 +336,7 @@ async fn assemble(
         env: env.clone(),
         fatal: fatal.clone(),
         log_store,
-        machine: Box::new(machine),
+        machine: Box::new(Applying(machine)),
         db,
         db_options: options.state.clone(),
         data_dir: data_dir.clone(),
