@@ -222,7 +222,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 let _ = tell.send(result);
             }),
         });
-        let result = told.await.map_err(|_| io::Error::other("the log has stopped before the vote was saved"))?;
+        let result =
+            told.await.map_err(|_| io::Error::other("the log has stopped before the vote was saved"))?;
         result.map_err(io::Error::other)?;
         self.shared.log.lock().vote = Some(*vote);
         Ok(())
@@ -361,7 +362,9 @@ impl LogReader {
                     let entry = record::decode_entry(&record).map_err(io::Error::other)?;
                     if index != at || entry.log_id.index != at {
                         let id = entry.log_id;
-                        return Err(io::Error::other(format!("log record {index} holds {id}, not entry {at}")));
+                        return Err(io::Error::other(format!(
+                            "log record {index} holds {id}, not entry {at}"
+                        )));
                     }
                     bytes += record.len();
                     at += 1;

@@ -261,9 +261,9 @@ fn unusable(path: &Path, source: std::io::Error) -> StorageError {
              (chown) or name another with --data-dir",
             rustix::process::geteuid().as_raw()
         )),
-        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => StorageError::Refused(format!(
-            "{path_text} is not a directory; name one with --data-dir"
-        )),
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            StorageError::Refused(format!("{path_text} is not a directory; name one with --data-dir"))
+        }
         ErrorKind::ReadOnlyFilesystem => StorageError::Refused(format!(
             "the data directory {path_text} is on a read-only file system; mount it writable or name \
              another with --data-dir"

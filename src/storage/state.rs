@@ -84,6 +84,11 @@ impl Cursor<'_> {
         self.inner.seek(key);
     }
 
+    /// To the last key at or before `key`.
+    pub fn seek_for_prev(&mut self, key: &[u8]) {
+        self.inner.seek_for_prev(key);
+    }
+
     /// One key on.
     pub fn next(&mut self) {
         self.inner.next();
