@@ -8,4 +8,15 @@
 #[allow(missing_docs, unused_qualifications, unreachable_pub, clippy::all, rustdoc::all)]
 mod generated;
 
+pub mod channel;
+pub mod convert;
+mod convert_reply;
+mod convert_txn;
+pub mod metadata;
+
+pub use convert::InvalidRequest;
+pub use convert_reply::{
+    UnexpectedOutcome, delete_range_response, event, event_from_wire, key_value, key_value_from_wire,
+    put_response, range_reply_from_wire, range_response, txn_reply_from_wire, txn_response,
+};
 pub use generated::*;
