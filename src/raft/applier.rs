@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use openraft::storage::ApplyResponder;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use super::fatal::Fatal;
@@ -38,6 +39,16 @@ pub trait Apply: Send + 'static {
     /// # Errors
     /// When that state cannot be read.
     fn replace(&mut self, db: StateDb) -> Result<(), StorageError>;
+}
+
+impl Apply for machine::Machine {
+    fn apply(&mut self, entries: Vec<machine::Entry>) -> Result<Vec<Reply>, StorageError> {
+        machine::Machine::apply(self, entries)
+    }
+
+    fn replace(&mut self, db: StateDb) -> Result<(), StorageError> {
+        machine::Machine::replace(self, db)
+    }
 }
 
 /// How much may have to be applied again after a crash.
@@ -209,7 +220,8 @@ pub(super) enum Job {
 
 /// The state machine, behind its thread or inline.
 pub(super) enum Applier {
-    Inline(Box<Worker>),
+    /// The lock is never contended: it makes the applier shareable, as openraft asks.
+    Inline(Box<Mutex<Worker>>),
     Thread(mpsc::Sender<Job>),
 }
 
@@ -242,7 +254,7 @@ pub(super) struct ApplierParts {
 impl Applier {
     /// An applier that works where it is called.
     pub(super) fn inline(parts: ApplierParts) -> Applier {
-        Applier::Inline(Box::new(worker(parts, Flusher::Inline)))
+        Applier::Inline(Box::new(Mutex::new(worker(parts, Flusher::Inline))))
     }
 
     /// An applier with a thread of its own. The thread ends, after a last
@@ -258,14 +270,14 @@ impl Applier {
 
     pub(super) async fn apply(&mut self, chunk: Chunk) -> Result<Pending, Ended> {
         match self {
-            Applier::Inline(worker) => worker.apply(chunk).map(|()| Pending(None)).map_err(|()| Ended),
+            Applier::Inline(worker) => worker.get_mut().apply(chunk).map(|()| Pending(None)).map_err(|()| Ended),
             Applier::Thread(jobs) => ask(jobs, |done| Job::Apply(chunk, done)).await,
         }
     }
 
     pub(super) async fn replace(&mut self, db: StateDb) -> Result<(), Ended> {
         match self {
-            Applier::Inline(worker) => worker.replace(db).map_err(|()| Ended),
+            Applier::Inline(worker) => worker.get_mut().replace(db).map_err(|()| Ended),
             Applier::Thread(jobs) => ask(jobs, |done| Job::Replace(db, done)).await?.done().await,
         }
     }

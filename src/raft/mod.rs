@@ -21,7 +21,6 @@ mod wire;
 pub use applier::{Apply, ReplayLimits};
 pub use config::{OptionsError, PEER_MESSAGE_BYTES_MAX, RaftOptions};
 pub use fatal::{EXIT_FATAL, Fatal};
-pub use log_store::{LogReader, LogStore, LogStoreOptions};
 pub use network::{GrpcTransport, envelope_of, status_of};
 pub use peers::{Directory, PeerTimeouts, Peers, Retry};
 pub use receiver::{Reception, Receiver};
@@ -31,6 +30,7 @@ pub use transport::{
     AppendRequest, AppendResult, BoxFuture, BoxStream, Envelope, Local, PeerError, PeerFuture, Refusal,
     SnapshotTimeouts, TransferLeaderRequest, TransferLeaderResult, Transport, VoteRequest, VoteResponse,
 };
+pub use log_store::{LogReader, LogStore, LogStoreOptions};
 pub use types::{
     CommittedLeaderId, Entry, EntryPayload, LogId, Membership, Proposal, SnapshotMeta, StoredMembership,
     TypeConfig, Vote,

@@ -8,11 +8,13 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
@@ -20,7 +22,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 
 use super::config::PEER_MESSAGE_BYTES_MAX;
 use super::peers::Directory;
@@ -156,19 +158,9 @@ impl Transport for GrpcTransport {
         requests: BoxStream<AppendRequest>,
         timeout: Duration,
     ) -> PeerFuture<BoxStream<Result<AppendResult, PeerError>>> {
-        let mut client = self.client(to.target, Lane::Append);
-        let requests = requests.map(|request| wire::append_request(&request));
-        async move {
-            let opened = client.append(addressed(requests, &to)).await;
-            let answers = opened.map_err(|status| peer_error(&status, timeout))?.into_inner();
-            Ok(answers
-                .map(move |answer| match answer {
-                    Ok(answer) => wire::parse_append_response(answer),
-                    Err(status) => Err(peer_error(&status, timeout)),
-                })
-                .boxed())
-        }
-        .boxed()
+        let client = self.client(to.target, Lane::Append);
+        let requests = addressed(AppendRequests(requests), &to);
+        open_append(client, requests, timeout).boxed()
     }
 
     fn heartbeat(&self, to: Envelope, request: AppendRequest, timeout: Duration) -> PeerFuture<AppendResult> {
@@ -251,6 +243,31 @@ impl Transport for GrpcTransport {
         }
         .boxed()
     }
+}
+
+/// Appends as the wire has them. A type of its own, because the compiler cannot
+/// prove that a future which holds the boxed stream may change threads.
+struct AppendRequests(BoxStream<AppendRequest>);
+
+impl Stream for AppendRequests {
+    type Item = peer::AppendRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context).map(|next| next.map(|request| wire::append_request(&request)))
+    }
+}
+
+async fn open_append(
+    mut client: RaftClient<Channel>,
+    requests: Request<AppendRequests>,
+    timeout: Duration,
+) -> Result<BoxStream<Result<AppendResult, PeerError>>, PeerError> {
+    let answers = unary(client.append(requests).await, timeout)?;
+    let answers = answers.map(move |answer| match answer {
+        Ok(answer) => wire::parse_append_response(answer),
+        Err(status) => Err(peer_error(&status, timeout)),
+    });
+    Ok(answers.boxed())
 }
 
 async fn ready(channel: Channel, timeout: Duration) -> Result<tonic::client::Grpc<Channel>, PeerError> {
@@ -471,6 +488,3 @@ impl Decoder for RawCodec {
         Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
-
-/// Named for the generated stream types.
-pub type Incoming<T> = Streaming<T>;

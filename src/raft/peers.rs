@@ -19,13 +19,20 @@ use super::transport::{
 };
 use super::types::Vote;
 use crate::env::EnvRef;
-use crate::resilience::{Backoff, Breaker, BreakerOptions, BreakerState, Budget};
+use crate::resilience::{
+    Admission, Backoff, BackoffOptions, Breaker, BreakerOptions, BreakerState, Budget, BudgetOptions,
+};
 use crate::storage::snapshot::StoredSnapshot;
 use crate::types::{DiskId, Member, NodeId};
 
-/// Between two attempts of a call, at first and at most.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-const RETRY_MOST: Duration = Duration::from_millis(500);
+/// Between two attempts of a call.
+const RETRY: BackoffOptions =
+    BackoffOptions { base: Duration::from_millis(20), cap: Duration::from_millis(500) };
+/// How long a breaker stays open. Short, because a cluster waits for its peers.
+const OPEN: BackoffOptions = BackoffOptions { base: Duration::from_millis(200), cap: Duration::from_secs(2) };
+/// A call that finds out whether a peer is back, and is never heard of again,
+/// stands in the way of the next for this long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the members are reached. Shared with whoever opens connections.
 #[derive(Default)]
@@ -128,7 +135,7 @@ impl Peers {
         env: EnvRef,
         timeouts: PeerTimeouts,
     ) -> Arc<Peers> {
-        let budget = Mutex::new(Budget::default());
+        let budget = Mutex::new(Budget::new(BudgetOptions::default()));
         Arc::new(Peers { local, directory, transport, env, timeouts, health: Mutex::default(), budget })
     }
 
@@ -173,7 +180,7 @@ impl Peers {
         retry: Retry,
     ) -> Result<Bytes, PeerError> {
         let deadline = self.env.monotonic() + timeout;
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+        let mut backoff = Backoff::new(RETRY);
         loop {
             let left = deadline.saturating_sub(self.env.monotonic());
             let error = match self.attempt(target, path, body.clone(), left).await {
@@ -185,9 +192,9 @@ impl Peers {
                 Retry::IfNotDone => error.may_retry() && !error.may_have_happened(),
                 Retry::Always => error.may_retry(),
             };
-            let pause = backoff.next(self.env.random_u64());
+            let pause = backoff.next_wait(self.env.random_u64());
             let in_time = self.env.monotonic() + pause < deadline;
-            if !allowed || !in_time || !self.budget.lock().try_spend() {
+            if !allowed || !in_time || !self.budget.lock().on_failure() {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
@@ -205,7 +212,7 @@ impl Peers {
         let call = self.transport.call(self.envelope(target), path, body, timeout);
         let answer = within(timeout, call).await;
         if answer.is_ok() {
-            self.budget.lock().earn();
+            self.budget.lock().on_success();
         }
         self.note(target, &answer);
         answer
@@ -255,7 +262,7 @@ impl Peers {
             let peer = self.health(target, |health| health.label.clone());
             metrics::histogram!("mainstay_peer_rtt_seconds", "peer" => peer).record(rtt);
         }
-        self.note_lifeline(target, &answer);
+        self.note(target, &answer);
         answer
     }
 
@@ -272,7 +279,7 @@ impl Peers {
             false => self.transport.vote(to, request, timeout),
         };
         let answer = within(timeout, call).await;
-        self.note_lifeline(target, &answer);
+        self.note(target, &answer);
         answer
     }
 
@@ -284,7 +291,7 @@ impl Peers {
     ) -> Result<TransferLeaderResult, PeerError> {
         let call = self.transport.transfer_leader(self.envelope(target), request, timeout);
         let answer = within(timeout, call).await;
-        self.note_lifeline(target, &answer);
+        self.note(target, &answer);
         answer
     }
 
@@ -305,27 +312,28 @@ impl Peers {
         sent
     }
 
+    /// A peer has called: calls to it are worth trying again.
+    pub(super) fn heard_from(&self, sender: NodeId) {
+        self.health(sender, |health| {
+            let before = health.breaker.state();
+            if before != BreakerState::Closed {
+                health.breaker.on_success();
+                health.export(before);
+            }
+        });
+    }
+
+    /// Tells the breaker how a call went, whoever admitted it.
     pub(super) fn note<T>(&self, target: NodeId, answer: &Result<T, PeerError>) {
-        self.record(target, answer, false);
-    }
-
-    /// Votes and heartbeats: one that gets through closes the breaker, however
-    /// it stood.
-    fn note_lifeline<T>(&self, target: NodeId, answer: &Result<T, PeerError>) {
-        self.record(target, answer, true);
-    }
-
-    fn record<T>(&self, target: NodeId, answer: &Result<T, PeerError>, lifeline: bool) {
         let now = self.env.monotonic();
         self.health(target, |health| {
             let before = health.breaker.state();
             match answer {
-                Ok(_) if lifeline => health.breaker.close(),
-                Err(error) if error.is_failure() => health.breaker.failure(now),
+                Err(error) if error.is_failure() => health.breaker.on_failure(now, self.env.random_u64()),
                 // Whoever answers, even to refuse, is alive.
-                _ => health.breaker.success(now),
+                _ => health.breaker.on_success(),
             }
-            health.export(target, before);
+            health.export(before);
             let refusal = match answer {
                 Err(PeerError::Refused(refusal)) => Some(*refusal),
                 Ok(_) => None,
@@ -346,11 +354,13 @@ impl Peers {
         let now = self.env.monotonic();
         self.health(target, |health| {
             let before = health.breaker.state();
-            let admitted = health.breaker.admit(now);
-            health.export(target, before);
-            match admitted {
-                true => Ok(()),
-                false => Err(PeerError::NotSent("the peer does not answer; its breaker is open".to_owned())),
+            let admission = health.breaker.admit(now);
+            health.export(before);
+            match admission {
+                Admission::Pass | Admission::Probe => Ok(()),
+                Admission::Refuse { .. } => {
+                    Err(PeerError::NotSent("the peer does not answer; its breaker is open".to_owned()))
+                }
             }
         })
     }
@@ -358,7 +368,11 @@ impl Peers {
     fn health<T>(&self, target: NodeId, look: impl FnOnce(&mut Health) -> T) -> T {
         let mut all = self.health.lock();
         look(all.entry(target).or_insert_with(|| Health {
-            breaker: Breaker::new(BreakerOptions::default()),
+            breaker: Breaker::new(BreakerOptions {
+                open: OPEN,
+                probe_timeout: PROBE_TIMEOUT,
+                ..BreakerOptions::default()
+            }),
             refusal: None,
             label: format!("{target:x}").into(),
         }))
@@ -375,16 +389,12 @@ impl Peers {
 }
 
 impl Health {
-    fn export(&self, target: NodeId, before: BreakerState) {
+    fn export(&self, before: BreakerState) {
         let state = self.breaker.state();
         if state != before {
-            let value = match state {
-                BreakerState::Closed => 0.0,
-                BreakerState::HalfOpen => 1.0,
-                BreakerState::Open => 2.0,
-            };
-            metrics::gauge!("mainstay_peer_breaker_state", "peer" => self.label.clone()).set(value);
-            tracing::debug!(peer = format_args!("{target:x}"), ?state, "breaker");
+            let gauge = metrics::gauge!("mainstay_peer_breaker_state", "peer" => self.label.clone());
+            gauge.set(state.as_metric());
+            tracing::debug!(peer = &*self.label, ?state, "breaker");
         }
     }
 }

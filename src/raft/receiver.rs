@@ -21,6 +21,7 @@ use super::transport::{
     AppendRequest, AppendResult, BoxStream, Envelope, Local, PeerError, Refusal, TransferLeaderRequest,
     TransferLeaderResult, VoteRequest, VoteResponse,
 };
+use super::peers::Peers;
 use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
 use super::state_machine::Snapshot;
 use super::{Raft, record};
@@ -33,6 +34,7 @@ pub struct Receiver {
     local: Local,
     raft: Raft,
     snapshots: Arc<SnapshotStore>,
+    peers: Arc<Peers>,
     /// Held from a snapshot's first byte until openraft has dealt with it.
     /// openraft forgets the log ids below a snapshot as soon as it is handed
     /// over, while the install still waits in a queue; a second one in that
@@ -44,11 +46,12 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(local: Local, raft: Raft, snapshots: Arc<SnapshotStore>) -> Receiver {
+    pub(super) fn new(raft: Raft, snapshots: Arc<SnapshotStore>, peers: Arc<Peers>) -> Receiver {
         Receiver {
-            local,
+            local: peers.local(),
             raft,
             snapshots,
+            peers,
             install: Arc::default(),
             installs: TaskTracker::new(),
             refused: Mutex::default(),
@@ -66,6 +69,9 @@ impl Receiver {
     /// [`Refusal`], to be answered as it is.
     pub fn check(&self, envelope: &Envelope) -> Result<(), Refusal> {
         let checked = self.local.check(envelope);
+        if checked.is_ok() {
+            self.peers.heard_from(envelope.sender);
+        }
         if let Err(refusal) = checked
             && self.refused.lock().insert((envelope.sender, refusal))
         {

@@ -12,14 +12,15 @@ use std::time::Duration;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use openraft::errors::{
-    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+    ErrorSource as _, NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
 use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes,
     RaftNetworkFactory,
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderResponse};
-use openraft::{AnyError, StorageError};
+use openraft::StorageError;
+use openraft::alias::ErrorSourceOf;
 use parking_lot::Mutex;
 
 use super::peers::Peers;
@@ -28,12 +29,12 @@ use super::transport::{
     AppendRequest, AppendResult, BoxFuture, PeerError, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use super::types::{TypeConfig, Vote};
-use crate::resilience;
+use crate::resilience::{self, BackoffOptions};
 use crate::types::{Member, NodeId};
 
 /// Between two attempts to replicate to a peer that is away.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_MOST: Duration = Duration::from_millis(500);
+const BACKOFF: BackoffOptions =
+    BackoffOptions { base: Duration::from_millis(50), cap: Duration::from_millis(500) };
 
 /// Makes openraft's clients.
 pub(super) struct NetworkFactory {
@@ -223,8 +224,8 @@ impl NetSnapshot<TypeConfig> for Network {
             Ok(vote) => Ok(SnapshotResponse::new(vote)),
             // This node's own snapshot is damaged: the end of it, not of the peer.
             Err(error @ PeerError::Disk(_)) => {
-                let error = StorageError::read_snapshot(Some(signature), AnyError::new(&error));
-                Err(StreamingError::StorageError(error))
+                let source = ErrorSourceOf::<TypeConfig>::from_error(&error);
+                Err(StreamingError::StorageError(StorageError::read_snapshot(Some(signature), source)))
             }
             // An immediate second attempt would only find the same peer.
             Err(error @ (PeerError::Lost(_) | PeerError::Failed(_))) => {
@@ -238,7 +239,7 @@ impl NetSnapshot<TypeConfig> for Network {
 impl NetBackoff<TypeConfig> for Network {
     fn backoff(&self) -> Option<Backoff> {
         let env = self.peers.env().clone();
-        let mut backoff = resilience::Backoff::new(BACKOFF_FIRST, BACKOFF_MOST);
-        Some(Backoff::new(std::iter::from_fn(move || Some(backoff.next(env.random_u64())))))
+        let mut backoff = resilience::Backoff::new(BACKOFF);
+        Some(Backoff::new(std::iter::from_fn(move || Some(backoff.next_wait(env.random_u64())))))
     }
 }

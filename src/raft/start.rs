@@ -20,7 +20,6 @@ use super::peers::Peers;
 use super::receiver::Receiver;
 use super::replication::NetworkFactory;
 use super::state_machine::{LiveState, StateMachine, StateMachineParts};
-use super::transport::Local;
 use super::types::TypeConfig;
 use crate::env::EnvRef;
 use crate::storage::snapshot::SnapshotStore;
@@ -31,8 +30,6 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What Raft is put together from.
 pub struct StartParts<L> {
-    /// Who this node is.
-    pub local: Local,
     /// What the operator set.
     pub options: RaftOptions,
     /// The clock and the random source.
@@ -99,7 +96,8 @@ pub async fn start<L>(parts: StartParts<L>) -> Result<RaftHandle, StartError>
 where
     L: RaftLogStorage<TypeConfig>,
 {
-    let StartParts { local, options, env, fatal, machine, db, snapshots, peers, .. } = parts;
+    let StartParts { options, env, fatal, machine, db, snapshots, peers, .. } = parts;
+    let local = peers.local();
     let config = Arc::new(options.openraft(local.cluster)?);
     let applier_parts =
         ApplierParts { machine, db: db.clone(), env, fatal: fatal.clone(), limits: parts.replay };
@@ -124,7 +122,7 @@ where
     let network = NetworkFactory { peers: peers.clone() };
     let raft = Raft::build(local.node, config, network, parts.log_store, state_machine).await;
     let raft = raft.map_err(|error| StartError::Raft(Box::new(error)))?;
-    let receiver = Arc::new(Receiver::new(local, raft.clone(), snapshots.clone()));
+    let receiver = Arc::new(Receiver::new(raft.clone(), snapshots.clone(), peers.clone()));
     Ok(RaftHandle {
         raft,
         receiver,

@@ -1,1 +1,3 @@
 //! (scaffold)
+
+pub mod peer;

@@ -158,6 +158,7 @@ impl Drop for StoredSnapshot {
 }
 
 /// The snapshots of one node.
+#[derive(Debug)]
 pub struct SnapshotStore {
     root: PathBuf,
     cluster: ClusterId,
@@ -329,6 +330,7 @@ impl SnapshotStore {
 }
 
 /// A directory that is removed unless it becomes a snapshot.
+#[derive(Debug)]
 struct Scratch {
     dir: PathBuf,
     armed: bool,
@@ -398,6 +400,7 @@ impl Incoming {
 }
 
 /// A snapshot that has arrived whole. Dropped, it leaves nothing behind.
+#[derive(Debug)]
 pub struct Received {
     scratch: Scratch,
     manifest: Manifest,

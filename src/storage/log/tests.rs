@@ -59,7 +59,8 @@ fn killed(log: &Path) -> tempfile::TempDir {
 
 fn files(path: &Path, extension: &str) -> Vec<PathBuf> {
     let paths = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+    let mut paths: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
     paths.sort();
     paths
 }
@@ -123,14 +124,14 @@ fn a_flipped_byte_in_a_table_is_an_error_before_it_is_served() {
     let dir = tempfile::tempdir().unwrap();
     in_a_table(dir.path());
     let table = largest(dir.path(), "sst");
-    // In the first blocks of data, so that opening the table does not read it.
-    flip(&table, 1000);
+    // In the midst of the data: opening reads the first and the last record.
+    flip(&table, fs::metadata(&table).unwrap().len() / 3);
     recover(dir.path(), 0).unwrap_err();
     // Above the damage nothing is wrong, and the log opens; the damaged
     // record is an error when it is read.
     let log = open(dir.path()).unwrap();
     assert_eq!(last_index(&log.recover(1990, &verify).unwrap()), Some(1999));
-    assert!(log.read(0..100, usize::MAX).is_err());
+    assert!(log.read(0..1990, usize::MAX).is_err());
     assert_eq!(log.read(1990..2000, usize::MAX).unwrap().len(), 10);
 }
 
@@ -142,21 +143,36 @@ fn a_missing_table_is_an_error_at_open() {
     assert!(matches!(recover(dir.path(), 0), Err(StorageError::Engine(_))));
 }
 
-#[test]
-fn a_missing_wal_does_not_leave_a_hole_unseen() {
+/// A killed log with two live WALs, the older of which holds the vote.
+fn with_two_wals() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let log = open(dir.path()).unwrap();
-    append(&log, 0..10);
-    let image = killed(dir.path());
-    drop(log);
-    let log = open(image.path()).unwrap();
-    append(&log, 10..20);
-    let image = killed(image.path());
-    drop(log);
-    for table in files(image.path(), "sst") {
-        fs::remove_file(table).unwrap();
+    let fatal: FatalHook = Arc::new(|error| panic!("the log failed: {error}"));
+    let options = RocksLogOptions { write_buffer_bytes: 64 << 10, ..RocksLogOptions::default() };
+    let log = RocksLog::open(dir.path(), &options, SystemEnv::shared(), fatal).unwrap();
+    log.submit(LogOp::SaveVote { vote: Bytes::from_static(b"vote"), done: Box::new(|_| ()) });
+    let mut index = 0;
+    while files(dir.path(), "log").len() < 2 {
+        append(&log, index..index + 10);
+        index += 10;
     }
-    recover(image.path(), 0).unwrap_err();
+    append(&log, index..index + 10);
+    killed(dir.path())
+}
+
+#[test]
+fn an_older_wal_that_is_missing_or_cut_is_an_error_at_open() {
+    let image = with_two_wals();
+    assert!(recover(image.path(), 0).unwrap().vote.is_some());
+
+    let image = with_two_wals();
+    fs::remove_file(&files(image.path(), "log")[0]).unwrap();
+    assert!(matches!(recover(image.path(), 0), Err(StorageError::Engine(_))));
+
+    let image = with_two_wals();
+    let older = &files(image.path(), "log")[0];
+    let bytes = fs::metadata(older).unwrap().len();
+    fs::File::options().write(true).open(older).unwrap().set_len(bytes / 2).unwrap();
+    assert!(matches!(recover(image.path(), 0), Err(StorageError::Engine(_))));
 }
 
 #[test]
