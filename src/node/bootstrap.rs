@@ -257,7 +257,7 @@ fn decide(
                 reply.node_id, reply.name
             ));
         }
-        if !reply.initialised || reply.membership_index == 0 {
+        if !reply.initialised || reply.membership_version == 0 {
             continue;
         }
         if !reply.asker_known {
@@ -335,7 +335,7 @@ mod tests {
     fn running(node: NodeId, known: bool, disk: DiskId) -> ProbeReply {
         ProbeReply {
             initialised: true,
-            membership_index: 3,
+            membership_version: 3,
             asker_known: known,
             asker_disk: disk,
             ..reply(node)

@@ -78,8 +78,8 @@ pub struct ProbeReply {
     pub version: u32,
     /// The leader it follows; 0 for none.
     pub leader: NodeId,
-    /// Log index of the newest committed membership it knows; 0 for none.
-    pub membership_index: u64,
+    /// One above the log index of the newest committed membership it knows; 0 for none.
+    pub membership_version: u64,
     /// Whether the asker's node id is in that membership.
     pub asker_known: bool,
     /// The disk recorded for the asker's node id there; 0 for none.

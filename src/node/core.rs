@@ -17,7 +17,7 @@ use super::options::NodeOptions;
 use super::tasks::{Exit, ExitReason};
 use super::{MemberView, NodeError};
 use crate::env::EnvRef;
-use crate::machine::{Published, View};
+use crate::machine::{LogPosition, Published, View};
 use crate::raft::{Fatal, LogId, Raft, StoredMembership};
 use crate::storage::layout::{Family, meta};
 use crate::storage::{Read, codec};
@@ -42,8 +42,8 @@ pub struct Leadership {
 /// The members, as the newest membership in this node's log has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Roster {
-    /// Log index of the membership; 0 for none.
-    pub index: u64,
+    /// The entry that brought the membership.
+    pub position: Option<LogPosition>,
     /// The members by id.
     pub members: BTreeMap<NodeId, MemberView>,
     /// Whether two configurations hold at once, as in the middle of a change.
@@ -58,10 +58,16 @@ impl Roster {
             (*id, MemberView { member: member.clone(), is_voter: voters.contains(id) })
         };
         Roster {
-            index: stored.log_id().as_ref().map_or(0, |id: &LogId| id.index),
+            position: position_of(stored),
             members: membership.nodes().map(view).collect(),
             joint: membership.get_joint_config().len() > 1,
         }
+    }
+
+    /// One above the log index of the membership, because the first one stands
+    /// at index 0; 0 for none.
+    pub fn version(&self) -> u64 {
+        self.position.map_or(0, |position| position.index + 1)
     }
 
     pub fn list(&self) -> Vec<MemberView> {
@@ -71,6 +77,10 @@ impl Roster {
     pub fn voters(&self) -> impl Iterator<Item = &MemberView> {
         self.members.values().filter(|view| view.is_voter)
     }
+}
+
+fn position_of(stored: &StoredMembership) -> Option<LogPosition> {
+    stored.log_id().as_ref().map(|id: &LogId| LogPosition::from(id))
 }
 
 /// What every part of the node shares.
@@ -234,15 +244,14 @@ impl Core {
             };
             (leadership, metrics.membership_config.clone(), metrics.committed_membership_config.clone())
         };
-        let index_of = |stored: &StoredMembership| stored.log_id().as_ref().map_or(0, |id: &LogId| id.index);
-        // The newest membership can be taken back with its entry, so the index
-        // may go down; equality is what says that nothing changed.
-        if self.roster.load().index != index_of(&stored) {
+        // The newest membership can be taken back with its entry, so it may go
+        // back, too; equality is what says that nothing changed.
+        if self.roster.load().position != position_of(&stored) {
             let roster = Roster::of(&stored);
             self.carrier.take_members(&roster.list());
             self.roster.store(Arc::new(roster));
         }
-        if self.committed_roster.load().index != index_of(&committed) {
+        if self.committed_roster.load().position != position_of(&committed) {
             self.committed_roster.store(Arc::new(Roster::of(&committed)));
         }
         self.leadership.send_if_modified(|standing| {

@@ -35,7 +35,7 @@ impl Node {
             initialised: self.inner.had_state || !core.roster().members.is_empty(),
             version: own_version(),
             leader: core.leadership().leader,
-            membership_index: committed.index,
+            membership_version: committed.version(),
             asker_known: known.is_some(),
             asker_disk: known.map_or(0, |view| view.member.disk),
         }

@@ -28,15 +28,15 @@ use super::read::Reads;
 use super::tasks::{Exit, ExitReason, Tasks};
 use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
 use crate::env::EnvRef;
-use crate::machine::{Effect, Entry, Machine, Observer, Published, View};
+use crate::machine::{Effect, Machine, Observer, Published, View};
 use crate::raft::{
-    Apply, Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
+    Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
     ReplayLimits, SnapshotTimeouts, StartParts, Transport,
 };
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{DataDir, DataDirOptions, StateDb, StorageError, Standing};
-use crate::types::{Reply, RevisionEvents};
+use crate::types::RevisionEvents;
 use crate::watch::{Hub, HubOptions};
 
 /// Log index of the membership that let this node in; absent for first members.
@@ -130,19 +130,6 @@ impl Gauges for StoreGauges {
 
     fn log_bytes(&self) -> u64 {
         self.log.held_bytes()
-    }
-}
-
-/// The state machine, as Raft applies to it.
-struct Applying(Machine);
-
-impl Apply for Applying {
-    fn apply(&mut self, entries: Vec<Entry>) -> Result<Vec<Reply>, StorageError> {
-        self.0.apply(entries)
-    }
-
-    fn replace(&mut self, db: StateDb) -> Result<(), StorageError> {
-        self.0.replace(db)
     }
 }
 
@@ -331,12 +318,11 @@ async fn assemble(
     let ears = Arc::new(Ears { hub: hub.clone(), lessor: lessor.clone(), compacted: Notify::new() });
     machine.observe(ears.clone());
     let raft = crate::raft::start(StartParts {
-        local,
         options: raft_options,
         env: env.clone(),
         fatal: fatal.clone(),
         log_store,
-        machine: Box::new(Applying(machine)),
+        machine: Box::new(machine),
         db,
         db_options: options.state.clone(),
         data_dir: data_dir.clone(),
@@ -436,7 +422,7 @@ impl Inner {
             last_log_index: last,
             committed_index: committed,
             applied_index: self.core.view().applied.index,
-            is_learner: !votes && roster.index > 0,
+            is_learner: !votes && roster.version() > 0,
             db_size_bytes: self.gauges.store_bytes(),
             db_live_bytes: self.gauges.live_bytes(),
             quota_bytes: self.core.options.quota_bytes,

@@ -71,7 +71,7 @@ impl control_server::Control for ControlService {
             initialised: reply.initialised,
             version: reply.version,
             leader: reply.leader,
-            membership_index: reply.membership_index,
+            membership_version: reply.membership_version,
             asker_known: reply.asker_known,
             asker_disk: reply.asker_disk,
         }))
@@ -151,8 +151,8 @@ impl GrpcDialer {
         let unreachable = |reason: String| ControlError::Unreachable { to: url.to_owned(), reason };
         let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let endpoint = Endpoint::from_shared(with_scheme).map_err(|error| unreachable(error.to_string()))?;
-        let connecting = endpoint.connect_timeout(CONNECT_TIMEOUT).connect();
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
+        match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(error)) => Err(unreachable(reason_of(&error))),
             Err(_) => Err(unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))),
@@ -172,7 +172,7 @@ impl GrpcDialer {
             initialised: reply.initialised,
             version: reply.version,
             leader: reply.leader,
-            membership_index: reply.membership_index,
+            membership_version: reply.membership_version,
             asker_known: reply.asker_known,
             asker_disk: reply.asker_disk,
         })

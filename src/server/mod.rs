@@ -1,3 +1,4 @@
 //! (scaffold)
 
+pub mod control;
 pub mod peer;
