@@ -1,7 +1,7 @@
 //! What members say to each other beside the Raft protocol, and the seam over
 //! which they say it.
 //!
-//! Only values and a trait: gRPC is one way to carry them, a test's channels
+//! Only values and traits: gRPC is one way to carry them, a test's channels
 //! another. `Ask` and `Answer` travel as `storage::codec` encodes them, so
 //! their variants are appended, never reordered or removed.
 
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -20,46 +21,30 @@ use crate::types::{ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId};
 /// beyond it.
 pub const FORWARD_LINK_BATCHES: usize = 64;
 
-/// Whom a message is for, and from whom it comes. A receiver that is not
-/// exactly the one named refuses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
-    /// The cluster both belong to.
-    pub cluster_id: ClusterId,
-    /// Who asks.
-    pub from: NodeId,
-    /// Who is asked.
-    pub to: NodeId,
-    /// The data directory of the asked; 0 when it is not known.
-    pub to_disk: DiskId,
-    /// Where the asked is reached.
-    pub urls: Vec<String>,
-}
-
 /// Why a message got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ControlError {
     /// It was certainly not received.
-    #[error("{url}: {reason}")]
+    #[error("{to}: {reason}")]
     Unreachable {
         /// Who was tried.
-        url: String,
+        to: String,
         /// What went wrong.
         reason: String,
     },
     /// It may have been received and acted on.
-    #[error("{url}: no answer: {reason}")]
+    #[error("{to}: no answer: {reason}")]
     Lost {
         /// Who was asked.
-        url: String,
+        to: String,
         /// What went wrong.
         reason: String,
     },
     /// The other side is somebody else, or does not know us. Nothing was done.
-    #[error("{url}: refused: {reason}")]
+    #[error("{to}: refused: {reason}")]
     Refused {
         /// Who was asked.
-        url: String,
+        to: String,
         /// Its reason.
         reason: String,
     },
@@ -93,8 +78,8 @@ pub struct ProbeReply {
     pub version: u32,
     /// The leader it follows; 0 for none.
     pub leader: NodeId,
-    /// Log index of the newest committed membership it knows; 0 for none.
-    pub membership_index: u64,
+    /// One above the log index of the newest committed membership it knows; 0 for none.
+    pub membership_version: u64,
     /// Whether the asker's node id is in that membership.
     pub asker_known: bool,
     /// The disk recorded for the asker's node id there; 0 for none.
@@ -287,28 +272,19 @@ pub struct ForwardLink {
     /// Proposals to the leader.
     pub items: mpsc::Sender<Vec<ForwardItem>>,
     /// What became of them, in any order.
-    pub results: mpsc::Receiver<Vec<ForwardResult>>,
+    pub results: BoxStream<'static, Vec<ForwardResult>>,
 }
 
 /// The leader's end of a [`ForwardLink`].
 pub struct ForwardEnd {
-    /// Proposals of a follower.
-    pub items: mpsc::Receiver<Vec<ForwardItem>>,
+    /// Proposals of a follower; ends when the follower closes.
+    pub items: BoxStream<'static, Vec<ForwardItem>>,
     /// What became of them.
     pub results: mpsc::Sender<Vec<ForwardResult>>,
 }
 
-/// Both ends of a link, for transports that carry it in this process.
-pub fn forward_pair() -> (ForwardLink, ForwardEnd) {
-    let (items_to, items) = mpsc::channel(FORWARD_LINK_BATCHES);
-    let (results, results_from) = mpsc::channel(FORWARD_LINK_BATCHES);
-    (ForwardLink { items: items_to, results: results_from }, ForwardEnd { items, results })
-}
-
-/// Carries control messages to other members. Every call ends within its
-/// timeout. Implementations keep a breaker and a retry budget per peer; a call
-/// that the breaker stops is [`ControlError::Unreachable`].
-pub trait ControlTransport: Send + Sync + 'static {
+/// Reaches nodes by an address alone, before any id is known.
+pub trait Dialer: Send + Sync + 'static {
     /// Asks whoever listens at `url`, a peer URL.
     fn probe<'a>(
         &'a self,
@@ -324,19 +300,17 @@ pub trait ControlTransport: Send + Sync + 'static {
         request: JoinRequest,
         timeout: Duration,
     ) -> BoxFuture<'a, Result<Result<JoinReply, JoinRefused>, ControlError>>;
+}
 
+/// Carries control messages to members by their ids. Every call ends within its
+/// timeout; a call that the peer's breaker stops is [`ControlError::Unreachable`].
+pub(super) trait Carrier: Send + Sync + 'static {
     /// Asks one member.
-    fn ask<'a>(
-        &'a self,
-        route: &'a Route,
-        ask: Ask,
-        timeout: Duration,
-    ) -> BoxFuture<'a, Result<Answer, ControlError>>;
+    fn ask(&self, to: NodeId, ask: Ask, timeout: Duration) -> BoxFuture<'_, Result<Answer, ControlError>>;
 
     /// Opens a stream of proposals. Closing `items` ends it.
-    fn forward<'a>(
-        &'a self,
-        route: &'a Route,
-        timeout: Duration,
-    ) -> BoxFuture<'a, Result<ForwardLink, ControlError>>;
+    fn forward(&self, to: NodeId) -> BoxFuture<'_, Result<ForwardLink, ControlError>>;
+
+    /// The members are these now.
+    fn take_members(&self, members: &[MemberView]);
 }

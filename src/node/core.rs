@@ -12,13 +12,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Answer, Ask, ControlError, ControlTransport, Route};
+use super::control::{Answer, Ask, Carrier, ControlError, Dialer};
 use super::options::NodeOptions;
 use super::tasks::{Exit, ExitReason};
 use super::{MemberView, NodeError};
 use crate::env::EnvRef;
-use crate::machine::{Published, View};
-use crate::raft::{LogId, Raft, StoredMembership};
+use crate::machine::{LogPosition, Published, View};
+use crate::raft::{Fatal, LogId, Raft, StoredMembership};
 use crate::storage::layout::{Family, meta};
 use crate::storage::{Read, codec};
 use crate::types::{ClusterId, DiskId, NodeId};
@@ -42,8 +42,8 @@ pub struct Leadership {
 /// The members, as the newest membership in this node's log has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Roster {
-    /// Log index of the membership; 0 for none.
-    pub index: u64,
+    /// The entry that brought the membership.
+    pub position: Option<LogPosition>,
     /// The members by id.
     pub members: BTreeMap<NodeId, MemberView>,
     /// Whether two configurations hold at once, as in the middle of a change.
@@ -58,10 +58,16 @@ impl Roster {
             (*id, MemberView { member: member.clone(), is_voter: voters.contains(id) })
         };
         Roster {
-            index: stored.log_id().as_ref().map_or(0, |id: &LogId| id.index),
+            position: position_of(stored),
             members: membership.nodes().map(view).collect(),
             joint: membership.get_joint_config().len() > 1,
         }
+    }
+
+    /// One above the log index of the membership, because the first one stands
+    /// at index 0; 0 for none.
+    pub fn version(&self) -> u64 {
+        self.position.map_or(0, |position| position.index + 1)
     }
 
     pub fn list(&self) -> Vec<MemberView> {
@@ -73,6 +79,10 @@ impl Roster {
     }
 }
 
+fn position_of(stored: &StoredMembership) -> Option<LogPosition> {
+    stored.log_id().as_ref().map(|id: &LogId| LogPosition::from(id))
+}
+
 /// What every part of the node shares.
 pub(super) struct Core {
     pub options: Arc<NodeOptions>,
@@ -82,8 +92,10 @@ pub(super) struct Core {
     pub disk: DiskId,
     pub raft: Raft,
     pub published: Arc<Published>,
-    pub control: Arc<dyn ControlTransport>,
+    pub carrier: Arc<dyn Carrier>,
+    pub dialer: Arc<dyn Dialer>,
     pub exit: Exit,
+    pub fatal: Fatal,
     leadership: watch::Sender<Leadership>,
     leader: watch::Sender<NodeId>,
     roster: ArcSwap<Roster>,
@@ -101,8 +113,10 @@ pub(super) struct CoreParts {
     pub disk: DiskId,
     pub raft: Raft,
     pub published: Arc<Published>,
-    pub control: Arc<dyn ControlTransport>,
+    pub carrier: Arc<dyn Carrier>,
+    pub dialer: Arc<dyn Dialer>,
     pub exit: Exit,
+    pub fatal: Fatal,
 }
 
 impl Core {
@@ -115,8 +129,10 @@ impl Core {
             disk: parts.disk,
             raft: parts.raft,
             published: parts.published,
-            control: parts.control,
+            carrier: parts.carrier,
+            dialer: parts.dialer,
             exit: parts.exit,
+            fatal: parts.fatal,
             leadership: watch::channel(Leadership::default()).0,
             leader: watch::channel(0).0,
             roster: ArcSwap::default(),
@@ -201,32 +217,19 @@ impl Core {
         }
     }
 
-    /// How to reach a member; `None` when the roster does not have it.
-    pub fn route(&self, to: NodeId) -> Option<Route> {
-        let roster = self.roster.load();
-        let member = &roster.members.get(&to)?.member;
-        Some(Route {
-            cluster_id: self.cluster_id,
-            from: self.id,
-            to,
-            to_disk: member.disk,
-            urls: member.peer_urls.clone(),
-        })
-    }
-
     /// Asks a member within `timeout`.
     pub async fn ask(&self, to: NodeId, ask: Ask, timeout: Duration) -> Result<Answer, ControlError> {
-        let Some(route) = self.route(to) else {
-            let reason = "not among the members that this node knows".to_owned();
-            return Err(ControlError::Unreachable { url: format!("{to:x}"), reason });
-        };
-        self.control.ask(&route, ask, timeout).await
+        self.carrier.ask(to, ask, timeout).await
     }
 
     /// The node cannot go on: announces it and gives the error to answer with.
     pub fn fail(&self, why: impl std::fmt::Display) -> NodeError {
         let why = why.to_string();
-        self.exit.announce(ExitReason::Failed(why.clone()));
+        // A core that was shut down on purpose is no failure.
+        if self.exit.reason().is_none() {
+            self.exit.announce(ExitReason::Failed(why.clone()));
+            self.fatal.raise(&why);
+        }
         NodeError::Internal(why)
     }
 
@@ -241,13 +244,14 @@ impl Core {
             };
             (leadership, metrics.membership_config.clone(), metrics.committed_membership_config.clone())
         };
-        let index_of = |stored: &StoredMembership| stored.log_id().as_ref().map_or(0, |id: &LogId| id.index);
-        // The newest membership can be taken back with its entry, so the index
-        // may go down; equality is what says that nothing changed.
-        if self.roster.load().index != index_of(&stored) {
-            self.roster.store(Arc::new(Roster::of(&stored)));
+        // The newest membership can be taken back with its entry, so it may go
+        // back, too; equality is what says that nothing changed.
+        if self.roster.load().position != position_of(&stored) {
+            let roster = Roster::of(&stored);
+            self.carrier.take_members(&roster.list());
+            self.roster.store(Arc::new(roster));
         }
-        if self.committed_roster.load().index != index_of(&committed) {
+        if self.committed_roster.load().position != position_of(&committed) {
             self.committed_roster.store(Arc::new(Roster::of(&committed)));
         }
         self.leadership.send_if_modified(|standing| {

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::control::{ForwardEnd, ForwardItem, ForwardLink, ForwardOutcome, ForwardResult, Route};
+use super::control::{ForwardEnd, ForwardItem, ForwardLink, ForwardOutcome, ForwardResult};
 use super::core::Core;
 use super::propose::{Admitted, BATCH_COUNT_MAX, Outcome, Pending, Proposer, WriteResults, write_batch};
 use crate::storage::codec;
@@ -59,14 +59,13 @@ pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::Receiver<Pending>, sto
 async fn send(core: &Arc<Core>, links: &mut JoinSet<()>, current: &mut Option<Link>, batch: Vec<Pending>) {
     let leadership = core.leadership();
     let to = leadership.leader;
-    let route = if to == 0 || leadership.here { None } else { core.route(to) };
-    let Some(route) = route else {
+    if to == 0 || leadership.here {
         return reject(batch, false);
-    };
+    }
     let usable = current.as_ref().is_some_and(|link| link.to == to && !link.batches.is_closed());
     if !usable {
         let (batches, waiting) = mpsc::channel(LINK_QUEUE_BATCHES);
-        links.spawn(drive(core.clone(), route, waiting));
+        links.spawn(drive(core.clone(), to, waiting));
         *current = Some(Link { to, batches });
     }
     let Some(link) = current.as_ref() else { return reject(batch, false) };
@@ -96,12 +95,11 @@ struct Waiting {
 
 /// Opens a link and keeps it until it breaks, or its leader was replaced and
 /// the answers are in.
-async fn drive(core: Arc<Core>, route: Route, mut batches: mpsc::Receiver<Vec<Pending>>) {
-    let opened = core.control.forward(&route, core.options.election_timeout).await;
-    let mut link = match opened {
+async fn drive(core: Arc<Core>, to: NodeId, mut batches: mpsc::Receiver<Vec<Pending>>) {
+    let mut link = match core.carrier.forward(to).await {
         Ok(link) => link,
         Err(error) => {
-            tracing::debug!(to = %format!("{:x}", route.to), %error, "cannot forward");
+            tracing::debug!(to = %format!("{to:x}"), %error, "cannot forward");
             batches.close();
             while let Some(batch) = batches.recv().await {
                 reject(batch, false);
@@ -137,7 +135,7 @@ async fn exchange(
         }
         let far = Instant::now() + core.options.request_timeout();
         tokio::select! {
-            results = link.results.recv() => match results {
+            results = link.results.next() => match results {
                 Some(results) => settle(waiting, results),
                 None => break,
             },
@@ -224,7 +222,7 @@ async fn serve(core: Arc<Core>, proposer: Arc<Proposer>, mut end: ForwardEnd) {
     loop {
         tokio::select! {
             Some(()) = answering.next(), if !answering.is_empty() => {}
-            items = end.items.recv() => {
+            items = end.items.next() => {
                 let Some(items) = items else { break };
                 if let Some(answer) = take(&core, &proposer, items, &end.results).await {
                     answering.push(answer);

@@ -2,37 +2,24 @@
 //! who asks and whether the question is meant for this node at all.
 
 use super::control::{
-    Answer, Ask, ForwardEnd, JoinRefused, JoinReply, JoinRequest, MemberChange, ProbeReply, ProbeRequest, Route,
+    Answer, Ask, ForwardEnd, JoinRefused, JoinReply, JoinRequest, MemberChange, ProbeReply, ProbeRequest,
 };
 use super::propose::own_version;
 use super::{Node, NodeError};
+use crate::types::NodeId;
 
 impl Node {
-    /// Whether a message with this header is for this node, from a member.
+    /// Whether an asker is a member: one that was removed gets no answer, and
+    /// so cannot serve a linearizable read. That the message is meant for this
+    /// node is the receiver's check (`raft::Receiver::check`).
     ///
     /// # Errors
     /// The reason for the refusal, in words for the other side's log.
-    pub fn check_route(&self, route: &Route) -> Result<(), String> {
-        let core = &self.inner.core;
-        if route.cluster_id != core.cluster_id {
-            return Err(format!(
-                "this is a member of cluster {:x}, the message is for cluster {:x}",
-                core.cluster_id, route.cluster_id
-            ));
+    pub fn check_sender(&self, sender: NodeId) -> Result<(), String> {
+        if self.inner.core.roster().members.contains_key(&sender) {
+            return Ok(());
         }
-        if route.to != core.id {
-            return Err(format!("this is member {:x}, the message is for {:x}", core.id, route.to));
-        }
-        if route.to_disk != 0 && route.to_disk != core.disk {
-            return Err(format!(
-                "member {:x} holds disk {:x}, the message is for disk {:x}",
-                core.id, core.disk, route.to_disk
-            ));
-        }
-        if !core.roster().members.contains_key(&route.from) {
-            return Err(format!("{:x} is not a member of this cluster, or no longer one", route.from));
-        }
-        Ok(())
+        Err(format!("{sender:x} is not a member of this cluster, or no longer one"))
     }
 
     /// Says what this node is, and what it knows of the asker.
@@ -45,10 +32,10 @@ impl Node {
             node_id: core.id,
             disk_id: core.disk,
             name: core.options.name.clone(),
-            initialised: core.roster().index > 0 || !core.roster().members.is_empty(),
+            initialised: self.inner.had_state || !core.roster().members.is_empty(),
             version: own_version(),
             leader: core.leadership().leader,
-            membership_index: committed.index,
+            membership_version: committed.version(),
             asker_known: known.is_some(),
             asker_disk: known.map_or(0, |view| view.member.disk),
         }
@@ -80,13 +67,13 @@ impl Node {
         }
     }
 
-    /// Answers a member's question, if this node leads. The header was checked.
+    /// Answers a member's question, if this node leads. The sender was checked.
     pub async fn answer_ask(&self, ask: Ask) -> Answer {
         let deadline = self.inner.core.deadline(None);
         self.inner.desk.answer(ask, deadline).await
     }
 
-    /// Serves a follower's proposals until it closes its end. The header was
+    /// Serves a follower's proposals until it closes its end. The sender was
     /// checked.
     ///
     /// # Errors

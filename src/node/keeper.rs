@@ -112,7 +112,7 @@ async fn lowest_version(core: &Core) -> Option<u32> {
             continue;
         }
         let url = view.member.peer_urls.first()?;
-        let reply = core.control.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
+        let reply = core.dialer.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
         if reply.cluster_id != core.cluster_id || reply.node_id != *id {
             return None;
         }
@@ -151,18 +151,18 @@ async fn publish(desk: &Desk) {
 /// Ends the node when a committed membership, newer than every one that held
 /// it, does not hold it any more: found in its own log, or told by a member.
 async fn notice_removal(core: &Core, joined_index: u64, stop: CancellationToken) {
-    // The newest membership known to have held this node.
-    let mut held_index = joined_index;
+    // The newest membership known to have held this node, by its version.
+    let mut held = joined_index + u64::from(joined_index > 0);
     let mut turn = 0_usize;
     loop {
         let roster = core.committed_roster();
         if roster.members.contains_key(&core.id) {
-            held_index = held_index.max(roster.index);
-        } else if roster.index > held_index {
+            held = held.max(roster.version());
+        } else if roster.version() > held {
             return core.exit.announce(ExitReason::Removed);
         }
         let told = if core.leadership().here { None } else { ask_around(core, &roster, &mut turn).await };
-        if told.is_some_and(|index| index > held_index) {
+        if told.is_some_and(|version| version > held) {
             return core.exit.announce(ExitReason::Removed);
         }
         let until = Instant::now() + SLOW_INTERVAL.min(4 * core.options.election_timeout);
@@ -174,7 +174,7 @@ async fn notice_removal(core: &Core, joined_index: u64, stop: CancellationToken)
 }
 
 /// Asks the leader, or members in turn, whether they still know this node. The
-/// index of a committed membership that does not hold it, if there is one.
+/// version of a committed membership that does not hold it, if there is one.
 async fn ask_around(core: &Core, roster: &Roster, turn: &mut usize) -> Option<u64> {
     let others: Vec<_> = roster.members.values().filter(|view| view.member.id != core.id).collect();
     if others.is_empty() {
@@ -191,7 +191,7 @@ async fn ask_around(core: &Core, roster: &Roster, turn: &mut usize) -> Option<u6
         in_turn
     };
     let url = asked.member.peer_urls.first()?;
-    let reply = core.control.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
+    let reply = core.dialer.probe(url, own_probe(core), PROBE_TIMEOUT).await.ok()?;
     let same = reply.cluster_id == core.cluster_id;
-    (same && !reply.asker_known).then_some(reply.membership_index)
+    (same && !reply.asker_known).then_some(reply.membership_version)
 }

@@ -31,6 +31,8 @@ const LOG_TAIL_ENTRIES: u64 = 10_000;
 pub(super) trait Gauges: Send + Sync + 'static {
     /// Bytes of the store.
     fn store_bytes(&self) -> u64;
+    /// Bytes in use of them.
+    fn live_bytes(&self) -> u64;
     /// Bytes of the log.
     fn log_bytes(&self) -> u64;
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use openraft::ChangeMembers;
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
@@ -283,7 +284,7 @@ fn changed(roster: &Roster, id: NodeId) -> MemberChanged {
     MemberChanged {
         member: roster.members.get(&id).map(|view| view.member.clone()),
         members: roster.list(),
-        index: roster.index,
+        index: roster.position.map_or(0, |position| position.index),
     }
 }
 
@@ -301,11 +302,12 @@ fn decide(change: &MemberChange, roster: &Roster, health: &Health, core: &Core) 
         MemberChange::Promote { id } => promote(roster, health, *id),
         MemberChange::Publish { id, disk, name, client_urls } => {
             let member = &roster.members.get(id).ok_or(NodeError::MemberNotFound)?.member;
-            if member.disk != *disk {
+            // The record of a member restored from a snapshot knows no disk yet.
+            if member.disk != *disk && member.disk != 0 {
                 return Err(wiped(member));
             }
-            let published =
-                Member { name: name.clone(), client_urls: client_urls.clone(), ..member.clone() };
+            let (name, client_urls) = (name.clone(), client_urls.clone());
+            let published = Member { name, client_urls, disk: *disk, ..member.clone() };
             Ok(set(member, published))
         }
         MemberChange::Join(request) if request.claim => claim(roster, request),
@@ -498,7 +500,7 @@ mod tests {
         let learners = learners.iter().map(|member| {
             (member.id, MemberView { member: member.clone(), is_voter: false })
         });
-        Roster { index: 1, members: voters.chain(learners).collect(), joint: false }
+        Roster { position: None, members: voters.chain(learners).collect(), joint: false }
     }
 
     fn alive(ids: &[NodeId]) -> Health {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod ask;
 mod bootstrap;
+pub mod carrier;
 pub mod control;
 mod core;
 mod error;
@@ -26,6 +27,7 @@ mod propose;
 mod read;
 mod recover;
 mod start;
+mod sweeper;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -35,8 +37,8 @@ pub use error::NodeError;
 pub use ids::{initial_cluster_id, initial_node_id, joining_node_id};
 pub use options::{AutoCompaction, Bootstrap, InitialMember, LEASE_TTL_S_MAX, NodeOptions};
 pub use propose::{own_version, version_text};
-pub use recover::{ForceNewCluster, force_new_cluster};
-pub use start::NodeParts;
+pub use recover::{ForceNewCluster, Recovered, RestoreSnapshot, force_new_cluster, restore_snapshot};
+pub use start::{MakeTransport, NodeParts};
 pub use tasks::{Exit, ExitReason};
 
 use crate::machine::View;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::raft::{LinearizerOption, ReadPolicy};
+use openraft::{LinearizerOption, ReadPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;

@@ -36,8 +36,6 @@ pub struct RaftOptions {
     /// Entries kept in the log although a snapshot holds them, so that a
     /// follower that was away for a while needs no snapshot.
     pub log_entries_kept: u64,
-    /// Bytes of log above which entries that a snapshot holds are purged early.
-    pub log_bytes_kept: u64,
     /// An append that is not answered for this long breaks its stream, which is
     /// then opened again.
     pub append_timeout: Duration,
@@ -54,7 +52,6 @@ impl Default for RaftOptions {
             election_timeout: Duration::from_millis(1000),
             snapshot_count: 100_000,
             log_entries_kept: 500_000,
-            log_bytes_kept: 4 << 30,
             append_timeout: Duration::from_secs(3),
             snapshot_idle_timeout: Duration::from_secs(10),
             snapshot_install_timeout: Duration::from_secs(60),

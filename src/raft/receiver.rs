@@ -12,17 +12,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::errors::RaftError;
-use openraft::vote::RaftVote as _;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio_util::task::TaskTracker;
 
-use super::state_machine::{SnapshotData, StateMachine};
+use super::state_machine::SnapshotData;
 use super::transport::{
     AppendRequest, AppendResult, BoxStream, Envelope, Local, PeerError, Refusal, TransferLeaderRequest,
     TransferLeaderResult, VoteRequest, VoteResponse,
 };
-use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+use super::peers::Peers;
+use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
+use super::state_machine::Snapshot;
 use super::{Raft, record};
 use crate::storage::StorageError;
 use crate::storage::snapshot::{Incoming, Manifest, SnapshotStore};
@@ -33,6 +34,7 @@ pub struct Receiver {
     local: Local,
     raft: Raft,
     snapshots: Arc<SnapshotStore>,
+    peers: Arc<Peers>,
     /// Held from a snapshot's first byte until openraft has dealt with it.
     /// openraft forgets the log ids below a snapshot as soon as it is handed
     /// over, while the install still waits in a queue; a second one in that
@@ -44,11 +46,12 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(local: Local, raft: Raft, snapshots: Arc<SnapshotStore>) -> Receiver {
+    pub(super) fn new(raft: Raft, snapshots: Arc<SnapshotStore>, peers: Arc<Peers>) -> Receiver {
         Receiver {
-            local,
+            local: peers.local(),
             raft,
             snapshots,
+            peers,
             install: Arc::default(),
             installs: TaskTracker::new(),
             refused: Mutex::default(),
@@ -66,6 +69,9 @@ impl Receiver {
     /// [`Refusal`], to be answered as it is.
     pub fn check(&self, envelope: &Envelope) -> Result<(), Refusal> {
         let checked = self.local.check(envelope);
+        if checked.is_ok() {
+            self.peers.heard_from(envelope.sender);
+        }
         if let Err(refusal) = checked
             && self.refused.lock().insert((envelope.sender, refusal))
         {
@@ -157,6 +163,11 @@ impl Receiver {
             raft: self.raft.clone(),
             installs: self.installs.clone(),
         })
+    }
+
+    /// The tasks that receive and install snapshots; awaited at [`Receiver::stop`].
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.installs
     }
 
     /// Waits until no snapshot is being installed. New ones are not begun after
@@ -266,6 +277,3 @@ fn stopped(error: openraft::errors::Fatal<TypeConfig>) -> PeerError {
 fn failed(error: RaftError<TypeConfig>) -> PeerError {
     PeerError::Failed(format!("this node is stopping: {error}"))
 }
-
-/// Names the state machine in one place, for [`Raft`].
-pub(super) type Machine = StateMachine;

@@ -4,8 +4,8 @@
 //! A snapshot lives in `snapshots/<index>/`: `data/` holds the checkpoint,
 //! `MANIFEST` what it is. The newest one is kept; an older one goes when its
 //! last reader lets go of it. A directory under this name is complete and
-//! durable: everything is built under a name that begins with `tmp-`, synced,
-//! and renamed. What the manifest says of the state was read *from the
+//! durable: everything is built under a name that ends with `.tmp`, synced, and
+//! renamed. What the manifest says of the state was read *from the
 //! checkpoint*, so it cannot be ahead of the data or behind it.
 //!
 //! This file moves bytes and checks them. Which snapshot to take, send or
@@ -32,8 +32,8 @@ use crate::types::{ClusterId, Revision};
 const MANIFEST: &str = "MANIFEST";
 /// Name of the checkpoint in a snapshot's directory.
 const DATA: &str = "data";
-/// What names of unfinished directories begin with.
-const UNFINISHED: &str = "tmp-";
+/// What names of unfinished directories end with.
+const UNFINISHED: &str = ".tmp";
 /// Bytes read or written at a time; also the most one chunk of a transfer holds.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
@@ -158,6 +158,7 @@ impl Drop for StoredSnapshot {
 }
 
 /// The snapshots of one node.
+#[derive(Debug)]
 pub struct SnapshotStore {
     root: PathBuf,
     cluster: ClusterId,
@@ -179,7 +180,7 @@ impl SnapshotStore {
         for entry in fs::read_dir(root).map_err(|error| io(root, error))? {
             let dir = entry.map_err(|error| io(root, error))?.path();
             let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let found = if name.starts_with(UNFINISHED) {
+            let found = if name.ends_with(UNFINISHED) {
                 None
             } else {
                 match load(&dir, cluster) {
@@ -257,7 +258,7 @@ impl SnapshotStore {
 
     fn scratch(&self) -> Result<Scratch, StorageError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let dir = self.root.join(format!("{UNFINISHED}{sequence}"));
+        let dir = self.root.join(format!("{sequence}{UNFINISHED}"));
         fs::create_dir(&dir).map_err(|error| io(&dir, error))?;
         Ok(Scratch { dir, armed: true })
     }
@@ -329,6 +330,7 @@ impl SnapshotStore {
 }
 
 /// A directory that is removed unless it becomes a snapshot.
+#[derive(Debug)]
 struct Scratch {
     dir: PathBuf,
     armed: bool,
@@ -398,6 +400,7 @@ impl Incoming {
 }
 
 /// A snapshot that has arrived whole. Dropped, it leaves nothing behind.
+#[derive(Debug)]
 pub struct Received {
     scratch: Scratch,
     manifest: Manifest,

@@ -13,13 +13,13 @@ use parking_lot::Mutex;
 
 use super::ring::WatchEvent;
 use crate::machine::Published;
-use crate::mvcc::{self, Marks, ReadError};
+use crate::mvcc::{self, EventQuery, Marks, ReadError};
 use crate::storage::StorageError;
 use crate::types::{ApplyError, KeyRange, Revision, RevisionEvents, Space};
 
-/// Revisions one read of a range may cover, so that a range with few events in
-/// a long history holds no view for long.
-const REVISIONS_PER_READ: i64 = 10_000;
+/// Changes one read may look at, so that a range with few events in a long
+/// history holds no view for long.
+const CHANGES_PER_READ: usize = 10_000;
 /// Reads kept for others. With the reads' own bound this bounds the memory;
 /// the oldest is dropped first.
 const CHUNKS_KEPT: usize = 8;
@@ -79,12 +79,16 @@ impl History for Published {
         if query.from > marks.revision {
             return Ok(Past::Events(Vec::new(), query.from));
         }
-        let to = match query.range {
-            KeyRange::Single(_) => marks.revision,
-            _ => marks.revision.min(Revision(query.from.0 + REVISIONS_PER_READ - 1)),
+        let wanted = EventQuery {
+            space: query.space,
+            range: &query.range,
+            from: query.from,
+            to: marks.revision,
+            prev: query.prev,
+            budget_bytes: query.budget_bytes,
+            budget_changes: CHANGES_PER_READ,
         };
-        let (space, prev, budget_bytes) = (query.space, query.prev, query.budget_bytes);
-        match mvcc::events(&view.data, marks, space, &query.range, query.from, to, prev, budget_bytes) {
+        match mvcc::events(&view.data, marks, &wanted) {
             Ok((events, next)) if next > query.from => Ok(Past::Events(events, next)),
             Ok((_, next)) => Err(unexpected(query, format!("the read went from it to {next}"))),
             Err(ReadError::Refused(ApplyError::Compacted)) => Ok(Past::Compacted(marks.compacted)),
@@ -154,7 +158,8 @@ impl Chunks {
     /// The chunk of `space` that holds `revision`, if one is kept.
     pub(super) fn find(&self, space: Space, revision: Revision) -> Option<Arc<Chunk>> {
         let kept = self.kept.lock();
-        let holds = |chunk: &&Arc<Chunk>| chunk.space == space && chunk.from <= revision && revision < chunk.next;
+        let holds =
+            |chunk: &&Arc<Chunk>| chunk.space == space && chunk.from <= revision && revision < chunk.next;
         kept.iter().rev().find(holds).cloned()
     }
 

@@ -32,7 +32,7 @@ use crate::types::{KeyRange, Revision, RevisionEvents, Space};
 
 /// Revisions matched before others may take the index: a new watcher waits for
 /// no more than these.
-const MATCH_BATCH_REVISIONS: usize = 64;
+const MATCH_BATCH_REVISIONS: usize = 16;
 /// The progress interval is measured in this many ticks, so a progress message
 /// comes at most an eighth of the interval late.
 pub(super) const TICKS_PER_INTERVAL: u64 = 8;
@@ -223,7 +223,7 @@ impl Hub {
 
     /// Tells the streams whom the next few revisions concern. False when there is
     /// nothing to match.
-    fn match_batch(&self) -> bool {
+    pub(super) fn match_batch(&self) -> bool {
         let matched = *self.matched.borrow();
         let (batch, head) = {
             let ring = self.ring.lock();
@@ -267,7 +267,7 @@ impl Hub {
     }
 
     /// Marks the watchers that have heard nothing for the interval.
-    fn on_tick(&self) {
+    pub(super) fn on_tick(&self) {
         let tick = self.tick.fetch_add(1, Ordering::SeqCst) + 1;
         let mut registry = self.registry.lock();
         while let Some(due) = registry.progress.first_entry().filter(|due| due.key().0 <= tick) {

@@ -25,7 +25,7 @@ mod ring;
 mod stream;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,6 +156,8 @@ pub enum WatchMessageKind {
     },
     /// The watcher is gone because the client asked.
     Canceled,
+    /// No watcher was created; the message has id -1.
+    Refused(String),
 }
 
 /// Why a watcher was not created. The messages are etcd's.

@@ -50,7 +50,10 @@ impl WatchEvent {
 
     /// What the event may come to hold in memory: itself and both encodings.
     fn memory_bytes(&self) -> usize {
-        2 * self.size_bytes_max(true) + self.size_bytes_max(false) + size_of::<WatchEvent>() + size_of::<Event>()
+        2 * self.size_bytes_max(true)
+            + self.size_bytes_max(false)
+            + size_of::<WatchEvent>()
+            + size_of::<Event>()
     }
 }
 
@@ -69,15 +72,15 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(revision: Revision, events: &[Arc<Event>]) -> Entry {
         let events: Vec<_> = events.iter().map(|event| Arc::new(WatchEvent::new(event.clone()))).collect();
-        let memory_bytes = size_of::<Entry>() + events.iter().map(|event| event.memory_bytes()).sum::<usize>();
+        let memory_bytes =
+            size_of::<Entry>() + events.iter().map(|event| event.memory_bytes()).sum::<usize>();
         Entry { revision, events, memory_bytes }
     }
 
     /// The events of `range`, in order.
     pub(super) fn select(&self, space: Space, range: &KeyRange) -> impl Iterator<Item = &Arc<WatchEvent>> {
-        let wanted = move |event: &&Arc<WatchEvent>| {
-            event.event.space == space && range.contains(&event.event.kv.key)
-        };
+        let wanted =
+            move |event: &&Arc<WatchEvent>| event.event.space == space && range.contains(&event.event.kv.key);
         self.events.iter().filter(wanted)
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -21,10 +21,11 @@ use crate::storage::StorageError;
 use crate::types::{EventKind, KeyRange, Revision, Space};
 
 /// Revisions of the ring that may wait for a live watcher. Beyond it the watcher
-/// falls behind: the list is dropped and it looks through the ring itself.
-const PENDING_MAX: usize = 256;
+/// falls behind: the list is dropped and it looks through the ring itself. Few
+/// in tests, so that they get there.
+const PENDING_MAX: usize = if cfg!(test) { 4 } else { 256 };
 /// Entries of the ring a watcher behind looks through at once.
-const RING_STEP: usize = 256;
+const RING_STEP: usize = if cfg!(test) { 3 } else { 256 };
 /// Steps without a message after which a stream lets other tasks run.
 const STEPS_PER_TURN: usize = 32;
 
@@ -218,6 +219,14 @@ impl WatchStream {
         WatchStream { hub, number, shared, next_id: 0, step: None, behind_first: false, matched: None }
     }
 
+    /// Says, in its turn among what the client's other requests cause, that a
+    /// watcher was not created.
+    pub fn refuse(&mut self, reason: String) {
+        let message =
+            WatchMessage { watch_id: -1, revision: self.revision(), kind: WatchMessageKind::Refused(reason) };
+        self.shared.state.lock().outbox.push_back(message);
+    }
+
     /// Adds a watcher; a `Created` message follows. Without an id it gets the next
     /// number from 0 that is not in use; numbers are not given out twice.
     ///
@@ -361,10 +370,10 @@ impl WatchStream {
         if state.outbox.is_empty() {
             self.announce_progress(&mut state);
         }
-        let message = state.outbox.pop_front()?;
         if state.progress_all.is_none() {
             self.matched = None;
         }
+        let message = state.outbox.pop_front()?;
         drop(state);
         if let WatchMessageKind::Events { events, .. } = &message.kind {
             self.hub.gauges.events_sent.increment(events.len() as u64);
@@ -387,7 +396,8 @@ impl WatchStream {
             Mode::Behind => false,
             Mode::Gone => true,
         };
-        let progress = |watch_id| WatchMessage { watch_id, revision: matched, kind: WatchMessageKind::Progress };
+        let progress =
+            |watch_id| WatchMessage { watch_id, revision: matched, kind: WatchMessageKind::Progress };
         // Who is not synced has events coming, or asks again an interval later.
         for id in std::mem::take(&mut state.progress) {
             let live = state.watchers.get(&id).filter(|found| matches!(found.mode, Mode::Live(_)));
