@@ -42,3 +42,6 @@ pub use wire::{
 
 /// openraft, with this crate's types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+#[cfg(test)]
+mod tests;
