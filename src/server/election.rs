@@ -190,14 +190,14 @@ impl Observer {
         let mut stream = self.shared.node.hub().stream();
         stream.create(None, spec).map_err(|error| NodeError::Internal(error.to_string()))?;
         loop {
-            match stream.next().await.kind {
+            match queue::message(&mut stream).await? {
                 WatchMessageKind::Events { events, .. } => {
                     if let Some(event) = events.first() {
-                        return Ok(Some(event.kv.clone()));
+                        return Ok(Some(event.event().kv.clone()));
                     }
                 }
                 WatchMessageKind::Compacted { .. } | WatchMessageKind::Canceled => return Ok(None),
-                WatchMessageKind::Created | WatchMessageKind::Progress => {}
+                WatchMessageKind::Created | WatchMessageKind::Progress | WatchMessageKind::Refused(_) => {}
             }
         }
     }
@@ -208,9 +208,9 @@ impl Observer {
         let mut stream = self.shared.node.hub().stream();
         stream.create(None, spec).map_err(|error| NodeError::Internal(error.to_string()))?;
         loop {
-            match stream.next().await.kind {
+            match queue::message(&mut stream).await? {
                 WatchMessageKind::Events { events, .. } => {
-                    for event in events {
+                    for event in events.iter().map(|watched| watched.event()) {
                         if event.kind == EventKind::Delete {
                             return Ok(());
                         }
@@ -218,7 +218,7 @@ impl Observer {
                     }
                 }
                 WatchMessageKind::Compacted { .. } | WatchMessageKind::Canceled => return Ok(()),
-                WatchMessageKind::Created | WatchMessageKind::Progress => {}
+                WatchMessageKind::Created | WatchMessageKind::Progress | WatchMessageKind::Refused(_) => {}
             }
         }
     }

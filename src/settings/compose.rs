@@ -29,8 +29,9 @@ pub(super) fn settings(mut values: Values) -> Result<Settings> {
     let urls = urls(&mut values)?;
     let node = node(&mut values, &urls)?;
     let server = server(&values, &urls, &node)?;
+    let watch = watch(&values, &node)?;
     node.check().map_err(|error| SettingsError::Conflict(error.to_string()))?;
-    Ok(Settings { node, server, log, warnings: values.warnings })
+    Ok(Settings { node, watch, server, log, warnings: values.warnings })
 }
 
 struct Urls {
@@ -191,18 +192,21 @@ fn node(values: &mut Values, urls: &Urls) -> Result<NodeOptions> {
         write_buffer_bytes: size(values.bytes("write-buffer-bytes", 64 * MIB, MIB)?),
         ..options.state
     };
+    Ok(options)
+}
+
+fn watch(values: &Values, node: &NodeOptions) -> Result<HubOptions> {
     let progress_interval =
         values.duration("watch-progress-notify-interval", Duration::from_secs(600), Duration::from_secs(1))?;
     if progress_interval < Duration::from_millis(100) {
         return Err(values.refuse("watch-progress-notify-interval", "it must be at least 100ms"));
     }
-    options.hub = HubOptions {
+    Ok(HubOptions {
         ring_bytes_max: size(values.bytes("watch-ring-bytes", 32 * MIB, MIB)?),
         progress_interval,
-        fragment_bytes: options.max_request_bytes + (512 << 10),
-        ..options.hub
-    };
-    Ok(options)
+        fragment_bytes: node.max_request_bytes + (512 << 10),
+        ..HubOptions::default()
+    })
 }
 
 fn timing(values: &Values) -> Result<(Duration, Duration)> {
