@@ -98,7 +98,10 @@ impl Election for ElectionService {
         Ok(Response::new(pb::ProclaimResponse { header: Some(self.shared.header(revision)) }))
     }
 
-    async fn leader(&self, request: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderResponse>, Status> {
+    async fn leader(
+        &self,
+        request: Request<pb::LeaderRequest>,
+    ) -> Result<Response<pb::LeaderResponse>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         self.shared.barrier(&caller).await?;
         let query = queue::first_in(&queue::prefix(&request.get_ref().name));
@@ -110,19 +113,22 @@ impl Election for ElectionService {
 
     type ObserveStream = Guarded<pb::LeaderResponse>;
 
-    async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+    async fn observe(
+        &self,
+        request: Request<pb::LeaderRequest>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         let (leaders, observed) = mpsc::channel(OBSERVED_MAX);
-        let observer = Observer {
-            shared: self.shared.clone(),
-            prefix: queue::prefix(&request.get_ref().name),
-            leaders,
-        };
+        let observer =
+            Observer { shared: self.shared.clone(), prefix: queue::prefix(&request.get_ref().name), leaders };
         self.shared.tasks.spawn(observer.run());
         Ok(Response::new(self.shared.guarded(&caller, "Observe", ReceiverStream::new(observed))))
     }
 
-    async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {
+    async fn resign(
+        &self,
+        request: Request<pb::ResignRequest>,
+    ) -> Result<Response<pb::ResignResponse>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         let pb::LeaderKey { key, rev, .. } = given(request.into_inner().leader)?;
         // Not an error when somebody else leads by now: the caller does not.

@@ -17,8 +17,9 @@ use crate::machine::View;
 use crate::mvcc;
 use crate::node::{NodeError, ProposeContext};
 use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, LeaseId, Operation, Outcome,
-    Put, RangeQuery, RangeReply, Revision, SortOrder, SortTarget, Space, Txn, TxnOp, TxnOpReply, TxnReply,
+    Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, LeaseId, Operation,
+    Outcome, Put, RangeQuery, RangeReply, Revision, SortOrder, SortTarget, Space, Txn, TxnOp, TxnOpReply,
+    TxnReply,
 };
 use crate::watch::{WatchMessageKind, WatchSpec, WatchStream};
 
@@ -91,7 +92,10 @@ pub(super) async fn transact(
 }
 
 /// Reads on behalf of a queue from the newest view.
-pub(super) async fn look(shared: &Arc<Shared>, query: RangeQuery) -> Result<(Revision, RangeReply), ServeError> {
+pub(super) async fn look(
+    shared: &Arc<Shared>,
+    query: RangeQuery,
+) -> Result<(Revision, RangeReply), ServeError> {
     let read = move |view: &View| mvcc::range(&view.data, view.marks(query.space), &query, QUEUE_BYTES_MAX);
     read_view(shared, false, read).await
 }
@@ -129,7 +133,6 @@ pub(super) struct Contender {
     shared: Arc<Shared>,
     prefix: Bytes,
     pub key: Bytes,
-    pub lease: LeaseId,
     /// Create revision of the key; until it is known, the revision before it.
     pub create: Revision,
     known: bool,
@@ -161,7 +164,6 @@ impl Contender {
             shared: shared.clone(),
             prefix: prefix.clone(),
             key: key.clone(),
-            lease,
             create: shared.node.view().revision,
             known: false,
             kept: false,

@@ -250,10 +250,8 @@ async fn a_stream_of_ranges_adds_up_to_the_range() {
         let kvs: Vec<_> = pieces.into_iter().flat_map(|piece| piece.kvs).collect();
         assert_eq!(kvs, whole.kvs, "limit {limit}");
     }
-    let sorted = pb::RangeRequest {
-        sort_order: pb::range_request::SortOrder::Descend.into(),
-        ..prefix_request("k")
-    };
+    let sorted =
+        pb::RangeRequest { sort_order: pb::range_request::SortOrder::Descend.into(), ..prefix_request("k") };
     let message = "RangeStream does not support custom sort orders";
     refused(kv.range_stream(sorted).await, Code::Unimplemented, message);
     rig.server.stop().await;
@@ -317,9 +315,16 @@ async fn leases_live_are_renewed_and_end() {
     refused(long, Code::OutOfRange, "etcdserver: too large lease TTL");
     rig.kv().put(pb::PutRequest { lease: 7, ..put_request("k", "") }).await.unwrap();
     let asked = tokio_stream::iter([7, 99].map(|id| pb::LeaseKeepAliveRequest { id }));
-    let answers: Vec<_> =
-        lease.lease_keep_alive(asked).await.unwrap().into_inner().map(|answer| answer.unwrap()).collect().await;
-    let pairs: Vec<_> = answers.iter().map(|answer: &pb::LeaseKeepAliveResponse| (answer.id, answer.ttl)).collect();
+    let answers: Vec<_> = lease
+        .lease_keep_alive(asked)
+        .await
+        .unwrap()
+        .into_inner()
+        .map(|answer| answer.unwrap())
+        .collect()
+        .await;
+    let pairs: Vec<_> =
+        answers.iter().map(|answer: &pb::LeaseKeepAliveResponse| (answer.id, answer.ttl)).collect();
     assert_eq!(pairs, [(7, 60), (99, 0)], "in the order they were asked");
     let ttl = lease.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 7, keys: true }).await.unwrap();
     assert_eq!(ttl.into_inner().keys, [key("k")]);
@@ -393,16 +398,13 @@ async fn an_election_has_one_leader_and_observers_hear_of_each() {
     let name = || election::LeaderRequest { name: key("e") };
     refused(client.leader(name()).await, Code::Unknown, "election: no leader");
     let mut observed = client.observe(name()).await.unwrap().into_inner();
-    let campaign = |lease, value: &str| election::CampaignRequest { name: key("e"), lease, value: key(value) };
+    let campaign =
+        |lease, value: &str| election::CampaignRequest { name: key("e"), lease, value: key(value) };
     let won = client.campaign(campaign(1, "one")).await.unwrap().into_inner().leader.unwrap();
     assert_eq!((&won.key[..], won.lease), (&b"e/1"[..], 1));
     let proclaim = |leader, value: &str| election::ProclaimRequest { leader, value: key(value) };
     client.proclaim(proclaim(Some(won.clone()), "uno")).await.unwrap();
-    refused(
-        client.proclaim(proclaim(None, "x")).await,
-        Code::Unknown,
-        "\"leader\" field must be provided",
-    );
+    refused(client.proclaim(proclaim(None, "x")).await, Code::Unknown, "\"leader\" field must be provided");
     let leader = client.leader(name()).await.unwrap().into_inner().kv.unwrap();
     assert_eq!(&leader.value[..], b"uno");
     let mut rival = client.clone();
