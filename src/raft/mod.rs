@@ -44,4 +44,6 @@ pub use wire::{
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

@@ -1,15 +1,12 @@
-//! Three nodes in one process: the real log, state and snapshots on temporary
-//! directories, over a network that is only a table.
+//! A cluster of three in one process, for tests: the real log, state and
+//! snapshots on temporary directories, over whatever carries the calls.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use openraft::RaftLogReader as _;
-use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::Mutex;
 
 use super::*;
@@ -18,13 +15,31 @@ use crate::machine::{Machine, Published};
 use crate::mvcc;
 use crate::storage::log::{RocksLog, RocksLogOptions};
 use crate::storage::snapshot::{SnapshotStore, StoredSnapshot};
-use crate::storage::{DataDir, DataDirOptions, StateDb, StateOptions, StorageError, archive, codec};
+use crate::storage::{DataDir, DataDirOptions, StateDb, StateOptions, StorageError, codec};
 use crate::types::{Command, KeyRange, LeaseId, Member, NodeId, Operation, Put, RangeQuery, Reply, Space};
 
-const CLUSTER: u64 = 0xc1;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const CLUSTER: u64 = 0xc1;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What carries the calls between the nodes of a cluster.
+pub(crate) trait Links: Send + Sync + 'static {
+    fn transport(&self, directory: Arc<Directory>) -> Arc<dyn Transport>;
+    /// Where a node will be reached.
+    fn urls(&self, id: NodeId) -> Vec<String>;
+    /// A node can be reached from here on.
+    fn up(&self, id: NodeId, receiver: Arc<Receiver>);
+    /// A node cannot be reached any more.
+    fn down(&self, id: NodeId);
+    /// Whether nobody reaches a node, though it is up.
+    fn is_cut(&self, _id: NodeId) -> bool {
+        false
+    }
+}
 
 /// A network that is a table of receivers, and of cut links.
+#[derive(Clone, Default)]
+pub(crate) struct Table(Arc<Wire>);
+
 #[derive(Default)]
 struct Wire {
     receivers: Mutex<HashMap<NodeId, Arc<Receiver>>>,
@@ -44,9 +59,36 @@ impl Wire {
     }
 }
 
-struct WireTransport(Arc<Wire>);
+impl Table {
+    pub(crate) fn cut(&self, id: NodeId, cut: bool) {
+        let mut links = self.0.cut.lock();
+        if cut { links.insert(id) } else { links.remove(&id) };
+    }
+}
 
-impl Transport for WireTransport {
+impl Links for Table {
+    fn transport(&self, _: Arc<Directory>) -> Arc<dyn Transport> {
+        Arc::new(self.clone())
+    }
+
+    fn urls(&self, _: NodeId) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn up(&self, id: NodeId, receiver: Arc<Receiver>) {
+        self.0.receivers.lock().insert(id, receiver);
+    }
+
+    fn down(&self, id: NodeId) {
+        self.0.receivers.lock().remove(&id);
+    }
+
+    fn is_cut(&self, id: NodeId) -> bool {
+        self.0.cut.lock().contains(&id)
+    }
+}
+
+impl Transport for Table {
     fn append(
         &self,
         to: Envelope,
@@ -99,22 +141,24 @@ impl Transport for WireTransport {
         async move { send(&*receiver?, leader, &snapshot).await?.install().await }.boxed()
     }
 
-    fn call(&self, _: Envelope, _: &'static str, body: Bytes, _: Duration) -> PeerFuture<Bytes> {
-        async move { Ok(body) }.boxed()
+    fn call(&self, to: Envelope, _: &'static str, body: Bytes, _: Duration) -> PeerFuture<Bytes> {
+        let receiver = self.0.reach(&to);
+        async move { receiver.map(|_| body) }.boxed()
     }
 
     fn call_stream(
         &self,
-        _: Envelope,
+        to: Envelope,
         _: &'static str,
         bodies: BoxStream<Bytes>,
         _: Duration,
     ) -> PeerFuture<BoxStream<Result<Bytes, PeerError>>> {
-        async move { Ok(bodies.map(Ok).boxed()) }.boxed()
+        let receiver = self.0.reach(&to);
+        async move { receiver.map(|_| bodies.map(Ok).boxed()) }.boxed()
     }
 }
 
-async fn send(
+pub(crate) async fn send(
     receiver: &Receiver,
     leader: Vote,
     snapshot: &Arc<StoredSnapshot>,
@@ -141,23 +185,23 @@ impl Apply for Slow {
     }
 }
 
-struct Node {
-    handle: RaftHandle,
-    published: Arc<Published>,
-    snapshots: Arc<SnapshotStore>,
-    reader: LogReader,
-    fatal: Fatal,
+pub(crate) struct Node {
+    pub handle: RaftHandle,
+    pub published: Arc<Published>,
+    pub snapshots: Arc<SnapshotStore>,
+    pub reader: LogReader,
+    pub fatal: Fatal,
 }
 
-struct Cluster {
-    wire: Arc<Wire>,
+pub(crate) struct Cluster {
+    links: Arc<dyn Links>,
     options: RaftOptions,
     install_takes: Duration,
-    root: tempfile::TempDir,
-    nodes: BTreeMap<NodeId, Node>,
+    pub root: tempfile::TempDir,
+    pub nodes: BTreeMap<NodeId, Node>,
 }
 
-fn options() -> RaftOptions {
+pub(crate) fn options() -> RaftOptions {
     RaftOptions {
         heartbeat_interval: Duration::from_millis(50),
         election_timeout: Duration::from_millis(500),
@@ -166,19 +210,19 @@ fn options() -> RaftOptions {
 }
 
 impl Cluster {
-    async fn start(options: RaftOptions, install_takes: Duration) -> Cluster {
+    pub async fn start(links: Arc<dyn Links>, options: RaftOptions, install_takes: Duration) -> Cluster {
         let root = tempfile::tempdir().unwrap();
-        let wire = Arc::new(Wire::default());
-        let mut cluster = Cluster { wire, options, install_takes, root, nodes: BTreeMap::new() };
+        let mut cluster = Cluster { links, options, install_takes, root, nodes: BTreeMap::new() };
         for id in 1..=3 {
             cluster.open(id).await;
         }
-        let members = (1..=3).map(|id| (id, Member { id, ..Member::default() }));
+        let urls = |id| cluster.links.urls(id);
+        let members = (1..=3).map(|id| (id, Member { id, peer_urls: urls(id), ..Member::default() }));
         cluster.nodes[&1].handle.raft().initialize(members.collect::<BTreeMap<_, _>>()).await.unwrap();
         cluster
     }
 
-    async fn open(&mut self, id: NodeId) {
+    pub async fn open(&mut self, id: NodeId) {
         let env: EnvRef = SystemEnv::shared();
         let fatal = Fatal::new(|_| {});
         let path = self.root.path().join(id.to_string());
@@ -196,10 +240,12 @@ impl Cluster {
         let log_store = LogStore::open(Arc::new(log.unwrap()), &LogStoreOptions::default(), applied).unwrap();
         let snapshots = Arc::new(SnapshotStore::open(&dir.snapshots_path(), CLUSTER).unwrap());
         let idle = Duration::from_secs(5);
+        let directory = Arc::<Directory>::default();
+        let transport = self.links.transport(directory.clone());
         let peers = Peers::new(
             Local { cluster: CLUSTER, node: id, disk: id + 100 },
-            Arc::default(),
-            Arc::new(WireTransport(self.wire.clone())),
+            directory,
+            transport,
             env.clone(),
             PeerTimeouts {
                 append: Duration::from_secs(2),
@@ -222,25 +268,20 @@ impl Cluster {
             inline: false,
         };
         let handle = start(parts).await.unwrap();
-        self.wire.receivers.lock().insert(id, handle.receiver().clone());
+        self.links.up(id, handle.receiver().clone());
         handle.run();
         self.nodes.insert(id, Node { handle, published, snapshots, reader, fatal });
     }
 
-    async fn stop(&mut self, id: NodeId) {
-        self.wire.receivers.lock().remove(&id);
+    pub async fn stop(&mut self, id: NodeId) {
+        self.links.down(id);
         let node = self.nodes.remove(&id).unwrap();
         node.handle.stop().await;
         assert!(!node.fatal.is_raised());
     }
 
-    fn cut(&self, id: NodeId, cut: bool) {
-        let mut links = self.wire.cut.lock();
-        if cut { links.insert(id) } else { links.remove(&id) };
-    }
-
     /// Whoever can write.
-    async fn put(&self, key: &str, value: &str) -> NodeId {
+    pub async fn put(&self, key: &str, value: &str) -> NodeId {
         let operation = Operation::Put(Put {
             space: Space::User,
             key: key.to_owned().into(),
@@ -254,7 +295,7 @@ impl Cluster {
         let write = async {
             loop {
                 for (id, node) in &self.nodes {
-                    if self.wire.cut.lock().contains(id) || !node.handle.raft().is_leader() {
+                    if self.links.is_cut(*id) || !node.handle.raft().is_leader() {
                         continue;
                     }
                     let proposal = Proposal { time_ms: 1, body: body.clone() };
@@ -268,32 +309,32 @@ impl Cluster {
         tokio::time::timeout(PATIENCE, write).await.expect("somebody leads in time")
     }
 
-    async fn applied(&self, id: NodeId, index: u64) {
+    pub async fn applied(&self, id: NodeId, index: u64) {
         let mut applied = self.nodes[&id].published.applied_index();
         let reached = tokio::time::timeout(PATIENCE, applied.wait_for(|at| *at >= index)).await;
         reached.expect("the node catches up in time").unwrap();
     }
 
-    fn applied_index(&self, id: NodeId) -> u64 {
+    pub fn applied_index(&self, id: NodeId) -> u64 {
         self.nodes[&id].published.view().applied.index
     }
 
     /// All keys and values, as this node has them.
-    fn content(&self, id: NodeId) -> Vec<(Bytes, Bytes)> {
+    pub fn content(&self, id: NodeId) -> Vec<(Bytes, Bytes)> {
         let view = self.nodes[&id].published.view();
         let query = RangeQuery::all(Space::User, KeyRange::From(Bytes::from_static(b"\0")));
         let found = mvcc::range(&view.data, view.marks(Space::User), &query, usize::MAX).unwrap();
         found.kvs.into_iter().map(|kv| (kv.key, kv.value)).collect()
     }
 
-    async fn stop_all(mut self) {
+    pub async fn stop_all(mut self) {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.stop(id).await;
         }
     }
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let look = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -301,8 +342,3 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     };
     tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(|_| panic!("{what} did not come true in time"));
 }
-
-fn files_in(dir: &Path) -> usize {
-    std::fs::read_dir(dir).unwrap().count()
-}
-

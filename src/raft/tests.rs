@@ -1,12 +1,34 @@
+//! Three nodes agree: over a network that is only a table.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use openraft::RaftLogReader as _;
+use openraft::async_runtime::WatchReceiver as _;
+
+use super::testing::{CLUSTER, Cluster, PATIENCE, Table, eventually, options, send};
+use super::*;
+use crate::machine::Machine;
+use crate::storage::{StateDb, StateOptions, archive};
+use crate::types::Member;
+
+fn files_in(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_survive_the_leader_and_a_restart_of_everyone() {
-    let mut cluster = Cluster::start(options(), Duration::ZERO).await;
+    let table = Table::default();
+    let mut cluster = Cluster::start(Arc::new(table.clone()), options(), Duration::ZERO).await;
     let first = cluster.put("a", "1").await;
     // Another leads when the first is cut off, and the first follows when it is back.
-    cluster.cut(first, true);
+    table.cut(first, true);
     let second = cluster.put("b", "2").await;
     assert_ne!(first, second);
-    cluster.cut(first, false);
+    table.cut(first, false);
     cluster.applied(first, cluster.applied_index(second)).await;
     for id in 1..=3 {
         cluster.stop(id).await;
@@ -26,7 +48,7 @@ async fn writes_survive_the_leader_and_a_restart_of_everyone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_away_for_too_long_gets_a_snapshot() {
     let options = RaftOptions { snapshot_count: 50, log_entries_kept: 5, ..options() };
-    let mut cluster = Cluster::start(options, Duration::ZERO).await;
+    let mut cluster = Cluster::start(Arc::new(Table::default()), options, Duration::ZERO).await;
     let leader = cluster.put("k000", "v").await;
     let away = (1..=3).find(|id| *id != leader).unwrap();
     cluster.applied(away, 2).await;
@@ -63,11 +85,13 @@ async fn a_node_that_was_away_for_too_long_gets_a_snapshot() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_snapshot_waits_for_the_first_and_raft_lives() {
     let takes = Duration::from_millis(700);
-    let cluster = Cluster::start(RaftOptions { snapshot_count: 1_000_000, ..options() }, takes).await;
+    let table = Table::default();
+    let options = RaftOptions { snapshot_count: 1_000_000, ..options() };
+    let cluster = Cluster::start(Arc::new(table.clone()), options, takes).await;
     let leader = cluster.put("k", "0").await;
     let target = (1..=3).find(|id| *id != leader).unwrap();
     cluster.applied(target, cluster.applied_index(leader)).await;
-    cluster.cut(target, true);
+    table.cut(target, true);
     let take = async |upto: usize| {
         for number in 0..upto {
             cluster.put("k", &number.to_string()).await;
@@ -129,7 +153,7 @@ async fn a_second_snapshot_waits_for_the_first_and_raft_lives() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_file_holds_the_state_and_damage_is_refused() {
-    let cluster = Cluster::start(options(), Duration::ZERO).await;
+    let cluster = Cluster::start(Arc::new(Table::default()), options(), Duration::ZERO).await;
     let mut leader = 0;
     for number in 0..10 {
         leader = cluster.put(&format!("key{number}"), &"v".repeat(number * 500)).await;
@@ -167,7 +191,7 @@ async fn a_snapshot_file_holds_the_state_and_damage_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_for_another_is_refused_and_says_why() {
-    let cluster = Cluster::start(options(), Duration::ZERO).await;
+    let cluster = Cluster::start(Arc::new(Table::default()), options(), Duration::ZERO).await;
     let receiver = cluster.nodes[&2].handle.receiver();
     let right = Envelope { cluster: CLUSTER, target: 2, target_disk: 102, sender: 1 };
     assert_eq!(receiver.check(&right), Ok(()));
@@ -176,9 +200,12 @@ async fn a_call_for_another_is_refused_and_says_why() {
     assert_eq!(refused(Envelope { cluster: 9, ..right }), Refusal::WrongCluster { actual: CLUSTER });
     assert_eq!(refused(Envelope { target: 3, ..right }), Refusal::WrongNode { actual: 2 });
     assert_eq!(refused(Envelope { target_disk: 9, ..right }), Refusal::WrongDisk { actual: 102 });
-    // The caller remembers, and openraft is told that the peer is unreachable.
+    // The caller remembers, and does not try again.
     let peers = cluster.nodes[&1].handle.peers();
     peers.directory().update(2, &Member { id: 2, disk: 9, ..Member::default() });
-    eventually("the refusal is known", || peers.refusal(2).is_some()).await;
+    let timeout = Duration::from_secs(1);
+    let asked = peers.call(2, "/test", Bytes::new(), timeout, Retry::Always).await;
+    assert_eq!(asked, Err(PeerError::Refused(Refusal::WrongDisk { actual: 102 })));
+    assert_eq!(peers.refusal(2), Some(Refusal::WrongDisk { actual: 102 }));
     cluster.stop_all().await;
 }
