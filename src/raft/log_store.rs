@@ -208,8 +208,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let log = self.shared.log.lock();
-        let last_log_id = log.last.clone().or_else(|| log.purged.clone());
-        Ok(LogState { last_purged_log_id: log.purged.clone(), last_log_id })
+        let last_log_id = log.last.or(log.purged);
+        Ok(LogState { last_purged_log_id: log.purged, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -243,9 +243,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let log = self.shared.log.lock();
         // After a crash the state machine may have been told of more than the
         // disk still holds, and openraft applies up to here when it starts.
-        let last = log.last.as_ref().or(log.purged.as_ref());
-        Ok(log.committed.clone().and_then(|committed| match last {
-            Some(last) if committed.index > last.index => Some(last.clone()),
+        let last = log.last.or(log.purged);
+        Ok(log.committed.and_then(|committed| match last {
+            Some(last) if committed.index > last.index => Some(last),
             Some(_) => Some(committed),
             None => None,
         }))
