@@ -42,3 +42,8 @@ pub use wire::{
 
 /// openraft, with this crate's types.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,112 @@ async fn next(
         Ok(Some(Ok(SnapshotChunk { part: None }))) => Err(PeerError::Failed("an empty chunk".to_owned())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::TcpListener;
+
+    use parking_lot::Mutex;
+    use tokio::task::JoinHandle;
+    use tokio_stream::wrappers::TcpListenerStream;
+
+    use super::*;
+    use crate::raft::testing::{CLUSTER, Cluster, Links, eventually, options};
+    use crate::raft::{Directory, Envelope, GrpcTransport, RaftOptions, Refusal, Transport, Vote, VoteRequest};
+    use crate::types::{Member, NodeId};
+
+    /// Real listeners on loopback. They stay bound, so that a node comes back
+    /// where it was; a node that is down refuses by closing what it accepts.
+    struct Loopback {
+        listeners: HashMap<NodeId, TcpListener>,
+        servers: Mutex<HashMap<NodeId, JoinHandle<()>>>,
+    }
+
+    impl Loopback {
+        fn new() -> Loopback {
+            let listeners = (1..=3).map(|id| (id, TcpListener::bind("127.0.0.1:0").unwrap()));
+            Loopback { listeners: listeners.collect(), servers: Mutex::default() }
+        }
+    }
+
+    impl Links for Loopback {
+        fn transport(&self, directory: Arc<Directory>) -> Arc<dyn Transport> {
+            Arc::new(GrpcTransport::new(directory, Duration::from_secs(1)))
+        }
+
+        fn urls(&self, id: NodeId) -> Vec<String> {
+            vec![format!("http://{}", self.listeners[&id].local_addr().unwrap())]
+        }
+
+        fn up(&self, id: NodeId, receiver: Arc<Receiver>) {
+            let listener = self.listeners[&id].try_clone().unwrap();
+            listener.set_nonblocking(true).unwrap();
+            let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
+            let server = tonic::transport::Server::builder().add_service(service(receiver));
+            let task = tokio::spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
+            self.servers.lock().insert(id, task);
+        }
+
+        fn down(&self, id: NodeId) {
+            self.servers.lock().remove(&id).unwrap().abort();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn three_nodes_agree_over_grpc_and_send_a_snapshot() {
+        let options = RaftOptions { snapshot_count: 50, log_entries_kept: 5, ..options() };
+        let mut cluster = Cluster::start(Arc::new(Loopback::new()), options, Duration::ZERO).await;
+        let leader = cluster.put("k000", "v").await;
+        let away = (1..=3).find(|id| *id != leader).unwrap();
+        cluster.applied(away, 2).await;
+        cluster.stop(away).await;
+        for number in 0..150 {
+            cluster.put(&format!("k{number:03}"), "v").await;
+        }
+        eventually("a snapshot", || cluster.nodes.values().all(|node| node.snapshots.newest().is_some())).await;
+        cluster.open(away).await;
+        let leader = cluster.put("z", "last").await;
+        cluster.applied(away, cluster.applied_index(leader)).await;
+        assert_eq!(cluster.content(away), cluster.content(leader));
+        assert!(cluster.nodes[&away].snapshots.newest().is_some());
+        cluster.stop_all().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_way_to_fail_is_told_apart() {
+        let links = Arc::new(Loopback::new());
+        let cluster = Cluster::start(links.clone(), options(), Duration::ZERO).await;
+        cluster.put("k", "v").await;
+        let directory = Arc::<Directory>::default();
+        let transport = GrpcTransport::new(directory.clone(), Duration::from_secs(1));
+        let ask = |to: Envelope| {
+            let request = VoteRequest::new(Vote::new(0, 9), None);
+            transport.pre_vote(to, request, Duration::from_secs(2))
+        };
+        let to = Envelope { cluster: CLUSTER, target: 2, target_disk: 0, sender: 9 };
+        assert!(matches!(ask(to).await, Err(PeerError::NotSent(_))), "no URL is known");
+        directory.update(2, &Member { peer_urls: vec!["http://127.0.0.1:1".to_owned()], ..Member::default() });
+        assert!(matches!(ask(to).await, Err(PeerError::NotSent(_))), "nobody listens");
+        // Another URL is used at once.
+        directory.update(2, &Member { peer_urls: links.urls(2), ..Member::default() });
+        assert!(!ask(to).await.unwrap().vote_granted);
+        let refused = PeerError::Refused(Refusal::WrongCluster { actual: CLUSTER });
+        assert_eq!(ask(Envelope { cluster: 1, ..to }).await.unwrap_err(), refused);
+        let refused = PeerError::Refused(Refusal::WrongDisk { actual: 102 });
+        assert_eq!(ask(Envelope { target_disk: 7, ..to }).await.unwrap_err(), refused);
+        // One snapshot at a time.
+        let receiver = cluster.nodes[&2].handle.receiver();
+        let snapshot = cluster.nodes[&1].snapshots.build(&cluster.nodes[&1].handle.live().db()).unwrap();
+        let manifest = snapshot.manifest().encode();
+        let _held = receiver.begin_snapshot(Vote::new_committed(9, 1), manifest.into()).await.unwrap();
+        let timeouts =
+            raft::SnapshotTimeouts { idle: Duration::from_secs(2), install: Duration::from_secs(2) };
+        let sent = transport.snapshot(to, Vote::new_committed(9, 1), snapshot, timeouts).await;
+        assert!(matches!(sent, Err(PeerError::Busy(_))), "{sent:?}");
+        // Calls of no service are failures, not crashes.
+        let call = transport.call(to, "/no.such/Call", bytes::Bytes::new(), Duration::from_secs(2));
+        assert!(matches!(call.await, Err(PeerError::Failed(_))));
+        cluster.stop_all().await;
+    }
+}
