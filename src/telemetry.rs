@@ -351,7 +351,12 @@ mod tests {
         assert_eq!(names.len(), CATALOGUE.len());
         for metric in CATALOGUE {
             assert!(metric.name.starts_with("mainstay_"), "{}", metric.name);
-            assert_eq!(metric.kind == MetricKind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert_eq!(
+                metric.kind == MetricKind::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
             assert!(metric.description.ends_with('.'), "{}", metric.name);
             if metric.kind == MetricKind::Histogram {
                 let known = ["_seconds", "_entries", "_bytes"].iter().any(|unit| metric.name.ends_with(unit));

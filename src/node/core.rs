@@ -22,7 +22,7 @@ use crate::raft::{Fatal, LogId, Raft, StoredMembership};
 use crate::storage::layout::{Family, meta};
 use crate::storage::{Read, codec};
 use crate::telemetry;
-use crate::types::{ClusterId, DiskId, NodeId};
+use crate::types::{ClusterId, DiskId, NodeId, Revision, Space};
 
 /// The first wait before something is tried again; doubled up to [`RETRY_MAX`].
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(10);
@@ -38,6 +38,22 @@ pub struct Leadership {
     pub term: u64,
     /// Whether this node leads.
     pub here: bool,
+}
+
+/// The compact marks that the sweep has reached.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Swept {
+    pub user: Revision,
+    pub system: Revision,
+}
+
+impl Swept {
+    pub fn of(&mut self, space: Space) -> &mut Revision {
+        match space {
+            Space::User => &mut self.user,
+            Space::System => &mut self.system,
+        }
+    }
 }
 
 /// The members, as the newest membership in this node's log has them.
@@ -97,6 +113,8 @@ pub(super) struct Core {
     pub dialer: Arc<dyn Dialer>,
     pub exit: Exit,
     pub fatal: Fatal,
+    /// How far each space's old versions are deleted on this node's disk.
+    pub swept: watch::Sender<Swept>,
     leadership: watch::Sender<Leadership>,
     leader: watch::Sender<NodeId>,
     roster: ArcSwap<Roster>,
@@ -134,6 +152,7 @@ impl Core {
             dialer: parts.dialer,
             exit: parts.exit,
             fatal: parts.fatal,
+            swept: watch::channel(Swept::default()).0,
             leadership: watch::channel(Leadership::default()).0,
             leader: watch::channel(0).0,
             roster: ArcSwap::default(),

@@ -44,7 +44,7 @@ pub use tasks::{Exit, ExitReason};
 use crate::machine::View;
 use crate::storage::layout::{lease_keys, parse_lease_key};
 use crate::types::{
-    ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Space,
+    ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Revision, Space,
 };
 use crate::watch::Hub;
 use control::{Answer, Ask, MemberChange, MemberChanged};
@@ -302,6 +302,19 @@ impl Node {
     /// The node's end, for whoever runs it.
     pub fn exit(&self) -> &Exit {
         &self.inner.core.exit
+    }
+
+    /// Returns when what `revision` made unreadable is deleted on this node's disk.
+    ///
+    /// # Errors
+    /// When the node stops before.
+    pub async fn swept(&self, space: Space, revision: Revision) -> Result<(), NodeError> {
+        let mut swept = self.inner.core.swept.subscribe();
+        let reached = swept.wait_for(|swept| *swept.clone().of(space) >= revision);
+        tokio::select! {
+            _ = reached => Ok(()),
+            _ = self.inner.core.exit.wait() => Err(NodeError::Stopped),
+        }
     }
 
     /// Rewrites the state's files, dropping what was deleted.

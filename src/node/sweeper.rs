@@ -34,6 +34,7 @@ async fn run(core: &Core, live: &LiveState, ears: &Ears) {
             if mark.0 > 0 && !sweep_to(core, live, space, mark).await {
                 return;
             }
+            core.swept.send_modify(|swept| *swept.of(space) = mark);
         }
         ears.compacted.notified().await;
     }

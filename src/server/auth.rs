@@ -52,8 +52,11 @@ impl Auth for AuthService {
     ) -> Result<Response<pb::AuthStatusResponse>, Status> {
         self.shared.caller(&request, Rpc::Member)?;
         // 1 is the revision of an auth store that was never changed.
-        let response =
-            pb::AuthStatusResponse { header: Some(self.shared.header_now()), enabled: false, auth_revision: 1 };
+        let response = pb::AuthStatusResponse {
+            header: Some(self.shared.header_now()),
+            enabled: false,
+            auth_revision: 1,
+        };
         Ok(Response::new(response))
     }
 

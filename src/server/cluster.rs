@@ -48,7 +48,8 @@ fn kind(request: &Request<pb::MemberAddRequest>) -> Result<MemberKind, ServeErro
         b"learner" => MemberKind::Learner,
         b"observer" => MemberKind::Observer,
         other => {
-            let reason = format!("{:?} is unknown; use voter, learner or observer", String::from_utf8_lossy(other));
+            let reason =
+                format!("{:?} is unknown; use voter, learner or observer", String::from_utf8_lossy(other));
             return Err(ServeError::Metadata { name: KIND, reason });
         }
     };
@@ -153,7 +154,8 @@ mod tests {
     #[test]
     fn peer_urls_are_dialable_or_refused() {
         let urls = |list: &[&str]| peer_urls(list.iter().map(|url| (*url).to_owned()).collect());
-        let good = urls(&[" http://b:2380", "http://10.0.0.1:2380", "http://[::1]:1", "http://b:2380"]).unwrap();
+        let good =
+            urls(&[" http://b:2380", "http://10.0.0.1:2380", "http://[::1]:1", "http://b:2380"]).unwrap();
         assert_eq!(good, ["http://10.0.0.1:2380", "http://[::1]:1", "http://b:2380"]);
         for bad in [
             &[][..],

@@ -216,7 +216,10 @@ impl Caller {
     }
 
     /// What `future` gives, unless the client's deadline comes first.
-    pub(crate) async fn within<T, E>(&self, future: impl Future<Output = Result<T, E>>) -> Result<T, ServeError>
+    pub(crate) async fn within<T, E>(
+        &self,
+        future: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ServeError>
     where
         ServeError: From<E>,
     {
@@ -357,7 +360,8 @@ mod tests {
     #[test]
     fn a_request_id_is_whole_or_an_error_that_names_the_missing_part() {
         assert_eq!(caller(&[]).unwrap().request, None);
-        let whole = caller(&[("mainstay-session", "7"), ("mainstay-sequence", "3"), ("mainstay-acknowledged", "2")]);
+        let whole =
+            caller(&[("mainstay-session", "7"), ("mainstay-sequence", "3"), ("mainstay-acknowledged", "2")]);
         assert_eq!(whole.unwrap().request, Some(RequestId { session: 7, sequence: 3, acknowledged: 2 }));
         for (pairs, name) in [
             (&[("mainstay-session", "7")][..], "mainstay-sequence"),

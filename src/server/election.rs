@@ -98,7 +98,10 @@ impl Election for ElectionService {
         Ok(Response::new(pb::ProclaimResponse { header: Some(self.shared.header(revision)) }))
     }
 
-    async fn leader(&self, request: Request<pb::LeaderRequest>) -> Result<Response<pb::LeaderResponse>, Status> {
+    async fn leader(
+        &self,
+        request: Request<pb::LeaderRequest>,
+    ) -> Result<Response<pb::LeaderResponse>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         self.shared.barrier(&caller).await?;
         let query = queue::first_in(&queue::prefix(&request.get_ref().name));
@@ -110,19 +113,22 @@ impl Election for ElectionService {
 
     type ObserveStream = Guarded<pb::LeaderResponse>;
 
-    async fn observe(&self, request: Request<pb::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+    async fn observe(
+        &self,
+        request: Request<pb::LeaderRequest>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         let (leaders, observed) = mpsc::channel(OBSERVED_MAX);
-        let observer = Observer {
-            shared: self.shared.clone(),
-            prefix: queue::prefix(&request.get_ref().name),
-            leaders,
-        };
+        let observer =
+            Observer { shared: self.shared.clone(), prefix: queue::prefix(&request.get_ref().name), leaders };
         self.shared.tasks.spawn(observer.run());
         Ok(Response::new(self.shared.guarded(&caller, "Observe", ReceiverStream::new(observed))))
     }
 
-    async fn resign(&self, request: Request<pb::ResignRequest>) -> Result<Response<pb::ResignResponse>, Status> {
+    async fn resign(
+        &self,
+        request: Request<pb::ResignRequest>,
+    ) -> Result<Response<pb::ResignResponse>, Status> {
         let caller = self.shared.caller(&request, Rpc::Member)?;
         let pb::LeaderKey { key, rev, .. } = given(request.into_inner().leader)?;
         // Not an error when somebody else leads by now: the caller does not.
@@ -190,14 +196,14 @@ impl Observer {
         let mut stream = self.shared.node.hub().stream();
         stream.create(None, spec).map_err(|error| NodeError::Internal(error.to_string()))?;
         loop {
-            match stream.next().await.kind {
+            match queue::message(&mut stream).await? {
                 WatchMessageKind::Events { events, .. } => {
                     if let Some(event) = events.first() {
-                        return Ok(Some(event.kv.clone()));
+                        return Ok(Some(event.event().kv.clone()));
                     }
                 }
                 WatchMessageKind::Compacted { .. } | WatchMessageKind::Canceled => return Ok(None),
-                WatchMessageKind::Created | WatchMessageKind::Progress => {}
+                WatchMessageKind::Created | WatchMessageKind::Progress | WatchMessageKind::Refused(_) => {}
             }
         }
     }
@@ -208,9 +214,9 @@ impl Observer {
         let mut stream = self.shared.node.hub().stream();
         stream.create(None, spec).map_err(|error| NodeError::Internal(error.to_string()))?;
         loop {
-            match stream.next().await.kind {
+            match queue::message(&mut stream).await? {
                 WatchMessageKind::Events { events, .. } => {
-                    for event in events {
+                    for event in events.iter().map(|watched| watched.event()) {
                         if event.kind == EventKind::Delete {
                             return Ok(());
                         }
@@ -218,7 +224,7 @@ impl Observer {
                     }
                 }
                 WatchMessageKind::Compacted { .. } | WatchMessageKind::Canceled => return Ok(()),
-                WatchMessageKind::Created | WatchMessageKind::Progress => {}
+                WatchMessageKind::Created | WatchMessageKind::Progress | WatchMessageKind::Refused(_) => {}
             }
         }
     }

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use crate::mvcc::ReadError;
 use crate::node::{ExitReason, Node, NodeError};
+use crate::telemetry;
 use crate::types::ApplyError;
 use crate::wire::{InvalidRequest, UnexpectedOutcome};
 
@@ -92,7 +93,12 @@ impl ServeError {
     /// must not be served a second time.
     pub(crate) fn of_read(node: &Node, error: ReadError) -> ServeError {
         match error {
-            ReadError::Refused(refused) => refused.into(),
+            ReadError::Refused(refused) => {
+                if matches!(refused, ApplyError::RangeTooLarge { .. }) {
+                    metrics::counter!(telemetry::RANGES_TOO_LARGE).increment(1);
+                }
+                refused.into()
+            }
             ReadError::Storage(error) => {
                 let why = error.to_string();
                 tracing::error!(error = %why, "a read met a damaged or failing disk; the node stops");
@@ -208,7 +214,11 @@ mod tests {
                 Code::OutOfRange,
                 "etcdserver: mvcc: required revision is a future revision",
             ),
-            (ApplyError::NoSpace.into(), Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (
+                ApplyError::NoSpace.into(),
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
             (ApplyError::KeyNotFound.into(), Code::InvalidArgument, "etcdserver: key not found"),
             (ApplyError::LeaseNotFound.into(), Code::NotFound, "etcdserver: requested lease not found"),
             (ApplyError::LeaseExists.into(), Code::FailedPrecondition, "etcdserver: lease already exists"),

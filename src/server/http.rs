@@ -143,7 +143,8 @@ async fn checks(pages: &Pages, checks: &[Check], query: Option<&str>) -> Respons
             }
         }
     }
-    let verbose = query.unwrap_or_default().split('&').any(|pair| pair == "verbose" || pair.starts_with("verbose="));
+    let verbose =
+        query.unwrap_or_default().split('&').any(|pair| pair == "verbose" || pair.starts_with("verbose="));
     match (failed, verbose) {
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, report).into_response(),
         (false, true) => format!("{report}ok\n").into_response(),

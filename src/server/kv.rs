@@ -49,7 +49,12 @@ impl KvService {
         read_view(&self.shared, quick, read).await
     }
 
-    async fn txn_from_view(&self, txn: Txn, serializable: bool, caller: &Caller) -> Result<Reply, ServeError> {
+    async fn txn_from_view(
+        &self,
+        txn: Txn,
+        serializable: bool,
+        caller: &Caller,
+    ) -> Result<Reply, ServeError> {
         if !serializable {
             self.shared.barrier(caller).await?;
         }
@@ -222,8 +227,9 @@ impl Cursor {
         if self.limit > 0 {
             query.limit = self.limit - self.sent;
         }
-        let read =
-            move |view: &View| mvcc::range_piece(&view.data, view.marks(Space::User), &query, STREAM_PIECE_BYTES);
+        let read = move |view: &View| {
+            mvcc::range_piece(&view.data, view.marks(Space::User), &query, STREAM_PIECE_BYTES)
+        };
         let (revision, piece) = read_view(shared, false, read).await?;
         let header = *self.header.get_or_insert(revision);
         if self.query.revision.0 <= 0 {
@@ -259,7 +265,8 @@ impl Cursor {
     }
 
     async fn count(&self, shared: &Arc<Shared>) -> Result<(Revision, u64), ServeError> {
-        let query = RangeQuery { count_only: true, limit: 0, sort_order: SortOrder::None, ..self.query.clone() };
+        let query =
+            RangeQuery { count_only: true, limit: 0, sort_order: SortOrder::None, ..self.query.clone() };
         let read = move |view: &View| mvcc::range(&view.data, view.marks(Space::User), &query, usize::MAX);
         let (revision, reply) = read_view(shared, false, read).await?;
         Ok((revision, reply.count))
@@ -301,11 +308,16 @@ mod tests {
 
     #[test]
     fn a_transaction_is_serializable_when_every_range_is() {
-        let txn = |success: Vec<RequestOp>, failure: Vec<RequestOp>| TxnRequest { compare: vec![], success, failure };
+        let txn = |success: Vec<RequestOp>, failure: Vec<RequestOp>| TxnRequest {
+            compare: vec![],
+            success,
+            failure,
+        };
         assert!(is_serializable(&txn(vec![range(true)], vec![range(true)])));
         assert!(!is_serializable(&txn(vec![range(true)], vec![range(false)])));
         assert!(!is_serializable(&txn(vec![], vec![])), "its comparisons must not be stale");
-        let nested = RequestOp { request: Some(request_op::Request::RequestTxn(txn(vec![range(false)], vec![]))) };
+        let nested =
+            RequestOp { request: Some(request_op::Request::RequestTxn(txn(vec![range(false)], vec![]))) };
         assert!(!is_serializable(&txn(vec![nested], vec![])));
     }
 

@@ -112,7 +112,8 @@ impl Listeners {
 
 async fn open(address: &ListenAddress) -> Result<TcpListener, ListenError> {
     let setting = address.setting;
-    let unresolved = |reason: String| ListenError::Unresolved { setting, address: address.to_string(), reason };
+    let unresolved =
+        |reason: String| ListenError::Unresolved { setting, address: address.to_string(), reason };
     let found = tokio::net::lookup_host((address.host.as_str(), address.port)).await;
     let found: Vec<SocketAddr> = found.map_err(|error| unresolved(error.to_string()))?.collect();
     // "localhost" is often both; clients of the other protocols fall back to this one.

@@ -59,7 +59,8 @@ impl Sessions for SessionsService {
         reply.outcome.map_err(ServeError::from)?;
         let read = move |view: &View| {
             let bytes = view.data.get(Family::Session, &layout::session(session))?;
-            let record: Option<SessionRecord> = bytes.map(|bytes| codec::decode("session", &bytes)).transpose()?;
+            let record: Option<SessionRecord> =
+                bytes.map(|bytes| codec::decode("session", &bytes)).transpose()?;
             Ok(record.map_or(0, |record| record.ttl_s))
         };
         let (_, ttl_s) = read_view(&self.shared, true, read).await?;

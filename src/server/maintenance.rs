@@ -111,7 +111,10 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::AlarmResponse { header, alarms: alarms.iter().map(wire_alarm).collect() }))
     }
 
-    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
         self.shared.caller(&request, Rpc::Everywhere)?;
         let status = self.shared.node.status();
         let view = self.shared.node.view();
@@ -163,11 +166,13 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::HashResponse { header: Some(self.shared.header(revision)), hash }))
     }
 
-    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
+    async fn hash_kv(
+        &self,
+        request: Request<pb::HashKvRequest>,
+    ) -> Result<Response<pb::HashKvResponse>, Status> {
         self.shared.caller(&request, Rpc::Member)?;
         let asked = Revision(request.get_ref().revision.max(0));
-        let read =
-            move |view: &View| mvcc::hash_kv(&view.data, view.marks(Space::User), Space::User, asked);
+        let read = move |view: &View| mvcc::hash_kv(&view.data, view.marks(Space::User), Space::User, asked);
         let (revision, hash) = read_view(&self.shared, false, read).await?;
         Ok(Response::new(pb::HashKvResponse {
             header: Some(self.shared.header(revision)),
@@ -230,7 +235,8 @@ fn snapshot_pieces(
             reader.read_exact(&mut piece).map(|()| (file, Bytes::from(piece)))
         };
         let read = tokio::task::spawn_blocking(read).await.map_err(ServeError::of_join)?;
-        let (file, blob) = read.map_err(|error| NodeError::Internal(format!("reading the snapshot: {error}")))?;
+        let (file, blob) =
+            read.map_err(|error| NodeError::Internal(format!("reading the snapshot: {error}")))?;
         let left = left - blob.len() as u64;
         let message = pb::SnapshotResponse {
             header: Some(shared.header_now()),

@@ -102,8 +102,8 @@ impl Server {
         let (routes, names) = client_services(&shared);
         let router = routes
             .add_service(health)
-            .add_service(reflection_v1())
-            .add_service(reflection_v1alpha())
+            .add_service(reflection().build_v1().expect("the descriptor is compiled from the definitions"))
+            .add_service(reflection().build_v1alpha().expect("the descriptor is compiled from the definitions"))
             .into_axum_router()
             .layer(requests::CountRequests::new(shared.env.clone(), shared.options.slow_request))
             .merge(http::routes(shared.clone(), metrics.clone()))
@@ -235,14 +235,6 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::wire::DESCRIPTOR)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-}
-
-fn reflection_v1() -> impl ReflectionService {
-    reflection().build_v1().expect("the descriptor is compiled from the definitions")
-}
-
-fn reflection_v1alpha() -> impl ReflectionService {
-    reflection().build_v1alpha().expect("the descriptor is compiled from the definitions")
 }
 
 async fn upkeep(shared: Arc<Shared>, metrics: MetricsHandle) {

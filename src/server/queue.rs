@@ -17,10 +17,11 @@ use crate::machine::View;
 use crate::mvcc;
 use crate::node::{NodeError, ProposeContext};
 use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, LeaseId, Operation, Outcome,
-    Put, RangeQuery, RangeReply, Revision, SortOrder, SortTarget, Space, Txn, TxnOp, TxnOpReply, TxnReply,
+    Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, LeaseId, Operation,
+    Outcome, Put, RangeQuery, RangeReply, Revision, SortOrder, SortTarget, Space, Txn, TxnOp, TxnOpReply,
+    TxnReply,
 };
-use crate::watch::{WatchMessageKind, WatchSpec};
+use crate::watch::{WatchMessageKind, WatchSpec, WatchStream};
 
 /// The lease of a contender that brought none, as in etcd.
 const LEASE_TTL_S: i64 = 60;
@@ -91,9 +92,22 @@ pub(super) async fn transact(
 }
 
 /// Reads on behalf of a queue from the newest view.
-pub(super) async fn look(shared: &Arc<Shared>, query: RangeQuery) -> Result<(Revision, RangeReply), ServeError> {
+pub(super) async fn look(
+    shared: &Arc<Shared>,
+    query: RangeQuery,
+) -> Result<(Revision, RangeReply), ServeError> {
     let read = move |view: &View| mvcc::range(&view.data, view.marks(query.space), &query, QUEUE_BYTES_MAX);
     read_view(shared, false, read).await
+}
+
+/// What a stream of watchers says next; an error once the node stops.
+pub(super) async fn message(stream: &mut WatchStream) -> Result<WatchMessageKind, ServeError> {
+    let message = stream.next().await.ok_or(NodeError::Stopped)?;
+    match message.kind {
+        // Only a malformed range or an id in use is refused, and these are ours.
+        WatchMessageKind::Refused(why) => Err(NodeError::Internal(format!("a watch: {why}")).into()),
+        kind => Ok(kind),
+    }
 }
 
 /// The lease to contend with: the caller's, or a new one.
@@ -119,7 +133,6 @@ pub(super) struct Contender {
     shared: Arc<Shared>,
     prefix: Bytes,
     pub key: Bytes,
-    pub lease: LeaseId,
     /// Create revision of the key; until it is known, the revision before it.
     pub create: Revision,
     known: bool,
@@ -151,7 +164,6 @@ impl Contender {
             shared: shared.clone(),
             prefix: prefix.clone(),
             key: key.clone(),
-            lease,
             create: shared.node.view().revision,
             known: false,
             kept: false,
@@ -215,14 +227,11 @@ impl Contender {
             stream.create(None, spec).map_err(|error| NodeError::Internal(error.to_string()))?;
         }
         loop {
-            let message = tokio::select! {
-                message = stream.next() => message,
-                () = self.shared.stopping.cancelled() => return Err(NodeError::Stopped.into()),
-            };
-            match message.kind {
+            match message(&mut stream).await? {
                 WatchMessageKind::Events { events, .. } => {
                     let gone = |key: &Bytes| {
-                        events.iter().any(|event| event.kind == EventKind::Delete && event.kv.key == *key)
+                        let mut events = events.iter().map(|watched| watched.event());
+                        events.any(|event| event.kind == EventKind::Delete && event.kv.key == *key)
                     };
                     if gone(&self.key) {
                         return Ok(true);
@@ -232,7 +241,7 @@ impl Contender {
                     }
                 }
                 WatchMessageKind::Compacted { .. } | WatchMessageKind::Canceled => return Ok(false),
-                WatchMessageKind::Created | WatchMessageKind::Progress => {}
+                WatchMessageKind::Created | WatchMessageKind::Progress | WatchMessageKind::Refused(_) => {}
             }
         }
     }

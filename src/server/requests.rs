@@ -70,7 +70,8 @@ impl Counters {
     fn done(&self, path: &str, code: Code, took: Duration) {
         if code == Code::Unimplemented {
             // Of any path a client made up; a label each would be unbounded.
-            metrics::counter!(telemetry::REQUESTS, "method" => "other", "code" => "Unimplemented").increment(1);
+            metrics::counter!(telemetry::REQUESTS, "method" => "other", "code" => "Unimplemented")
+                .increment(1);
             return;
         }
         let method = self.method(path);
@@ -78,7 +79,8 @@ impl Counters {
             Code::Ok => method.ok.increment(1),
             code => {
                 let code = format!("{code:?}");
-                metrics::counter!(telemetry::REQUESTS, "method" => path.to_owned(), "code" => code).increment(1);
+                metrics::counter!(telemetry::REQUESTS, "method" => path.to_owned(), "code" => code)
+                    .increment(1);
             }
         }
         if STREAMS.contains(&path) {

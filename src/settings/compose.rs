@@ -29,8 +29,9 @@ pub(super) fn settings(mut values: Values) -> Result<Settings> {
     let urls = urls(&mut values)?;
     let node = node(&mut values, &urls)?;
     let server = server(&values, &urls, &node)?;
+    let watch = watch(&values, &node)?;
     node.check().map_err(|error| SettingsError::Conflict(error.to_string()))?;
-    Ok(Settings { node, server, log, warnings: values.warnings })
+    Ok(Settings { node, watch, server, log, warnings: values.warnings })
 }
 
 struct Urls {
@@ -116,12 +117,14 @@ fn urls(values: &mut Values) -> Result<Urls> {
     let listen_peer = values.urls("listen-peer-urls", &localhost(2380))?;
     for (key, urls) in [("listen-client-urls", &listen_client), ("listen-peer-urls", &listen_peer)] {
         if let Some(open) = urls.iter().find(|url| !url.is_loopback()) {
-            let warning = format!("{key}: {open} can be reached from other machines, and TLS is not served yet");
+            let warning =
+                format!("{key}: {open} can be reached from other machines, and TLS is not served yet");
             values.warnings.push(warning);
         }
     }
     if let Some(url) = listen_client.iter().find(|url| url.port != 0 && listen_peer.contains(url)) {
-        let text = format!("listen-client-urls and listen-peer-urls both name {url}; give them different ports");
+        let text =
+            format!("listen-client-urls and listen-peer-urls both name {url}; give them different ports");
         return Err(SettingsError::Conflict(text));
     }
     let advertise_client = advertised(values, "advertise-client-urls", "listen-client-urls", &listen_client)?;
@@ -135,7 +138,9 @@ fn advertised(values: &Values, key: &'static str, listen_key: &str, listen: &[Ur
     if let Some(url) = urls.iter().find(|url| url.is_wildcard()) {
         let text = match values.text(key) {
             Some(_) => format!("{key}: {url} is every address of a machine; name the one others reach"),
-            None => format!("{listen_key} names {url}, which others cannot dial; set {key} to the address they reach"),
+            None => format!(
+                "{listen_key} names {url}, which others cannot dial; set {key} to the address they reach"
+            ),
         };
         return Err(SettingsError::Conflict(text));
     }
@@ -191,18 +196,24 @@ fn node(values: &mut Values, urls: &Urls) -> Result<NodeOptions> {
         write_buffer_bytes: size(values.bytes("write-buffer-bytes", 64 * MIB, MIB)?),
         ..options.state
     };
-    let progress_interval =
-        values.duration("watch-progress-notify-interval", Duration::from_secs(600), Duration::from_secs(1))?;
+    Ok(options)
+}
+
+fn watch(values: &Values, node: &NodeOptions) -> Result<HubOptions> {
+    let progress_interval = values.duration(
+        "watch-progress-notify-interval",
+        Duration::from_secs(600),
+        Duration::from_secs(1),
+    )?;
     if progress_interval < Duration::from_millis(100) {
         return Err(values.refuse("watch-progress-notify-interval", "it must be at least 100ms"));
     }
-    options.hub = HubOptions {
+    Ok(HubOptions {
         ring_bytes_max: size(values.bytes("watch-ring-bytes", 32 * MIB, MIB)?),
         progress_interval,
-        fragment_bytes: options.max_request_bytes + (512 << 10),
-        ..options.hub
-    };
-    Ok(options)
+        fragment_bytes: node.max_request_bytes + (512 << 10),
+        ..HubOptions::default()
+    })
 }
 
 fn timing(values: &Values) -> Result<(Duration, Duration)> {
@@ -241,17 +252,24 @@ fn auto_compaction(values: &Values) -> Result<AutoCompaction> {
     match mode {
         "periodic" => match values.duration(key, 24 * hour, hour)? {
             Duration::ZERO => Ok(AutoCompaction::Off),
-            interval if interval < Duration::from_secs(1) => Err(values.refuse(key, "it must be at least 1s")),
+            interval if interval < Duration::from_secs(1) => {
+                Err(values.refuse(key, "it must be at least 1s"))
+            }
             interval => Ok(AutoCompaction::Periodic(interval)),
         },
         "revision" => match values.text(key) {
-            None => Err(values.refuse(key, "with auto-compaction-mode revision, say how many revisions to keep")),
+            None => {
+                Err(values.refuse(key, "with auto-compaction-mode revision, say how many revisions to keep"))
+            }
             Some(_) => match values.parsed(key, 0, units::count)? {
                 0 => Ok(AutoCompaction::Off),
                 revisions => Ok(AutoCompaction::Revisions(revisions)),
             },
         },
-        other => Err(values.refuse("auto-compaction-mode", format!("{other:?} is unknown; use periodic or revision"))),
+        other => {
+            Err(values
+                .refuse("auto-compaction-mode", format!("{other:?} is unknown; use periodic or revision")))
+        }
     }
 }
 
@@ -282,10 +300,13 @@ fn bootstrap(values: &Values, name: &str, peer_urls: &[String]) -> Result<Bootst
     match values.text("initial-cluster-state").map_or("new", |given| given.text.trim()) {
         "new" => Ok(Bootstrap::Initial { members, token: token.to_owned() }),
         "existing" if values.text("initial-cluster").is_none() => Err(SettingsError::Conflict(
-            "initial-cluster-state existing needs initial-cluster, to know whom to ask; or use join".to_owned(),
+            "initial-cluster-state existing needs initial-cluster, to know whom to ask; or use join"
+                .to_owned(),
         )),
         "existing" => Ok(Bootstrap::Existing { members }),
-        other => Err(values.refuse("initial-cluster-state", format!("{other:?} is unknown; use new or existing"))),
+        other => {
+            Err(values.refuse("initial-cluster-state", format!("{other:?} is unknown; use new or existing")))
+        }
     }
 }
 
@@ -302,7 +323,8 @@ fn initial_members(values: &Values, text: &str) -> Result<Vec<InitialMember>> {
             return Err(values.refuse(key, format!("{url} has no name; write NAME={url}")));
         }
         if url.port == 0 || url.is_wildcard() {
-            return Err(values.refuse(key, format!("{url} cannot be dialled; name the address and port others reach")));
+            return Err(values
+                .refuse(key, format!("{url} cannot be dialled; name the address and port others reach")));
         }
         let url = url.to_string();
         if let Some((owner, _)) = members.iter().find(|(_, urls)| urls.contains(&url)) {
@@ -339,7 +361,8 @@ fn server(values: &Values, urls: &Urls, node: &NodeOptions) -> Result<ServerOpti
     let listen = |urls: &[Url], make: fn(&str, u16) -> ListenAddress| {
         urls.iter().map(|url| make(&url.host, url.port)).collect::<Vec<_>>()
     };
-    let slow = values.duration("warning-unary-request-duration", defaults.slow_request, Duration::from_millis(1))?;
+    let slow =
+        values.duration("warning-unary-request-duration", defaults.slow_request, Duration::from_millis(1))?;
     Ok(ServerOptions {
         client_listeners: listen(&urls.listen_client, ListenAddress::client),
         peer_listeners: listen(&urls.listen_peer, ListenAddress::peer),

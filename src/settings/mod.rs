@@ -21,6 +21,7 @@ pub use keys::{ForeignFlags, ServeFlags};
 use crate::node::NodeOptions;
 use crate::server::ServerOptions;
 use crate::telemetry::LogOptions;
+use crate::watch::HubOptions;
 
 /// Variables with the prefix that belong to the client commands.
 const CLIENT_VARIABLES: &[&str] = &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE", "MAINSTAY_TIMEOUT", "MAINSTAY_OUTPUT"];
@@ -30,6 +31,8 @@ const CLIENT_VARIABLES: &[&str] = &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE"
 pub struct Settings {
     /// For the node.
     pub node: NodeOptions,
+    /// For its watches.
+    pub watch: HubOptions,
     /// For its services and listeners.
     pub server: ServerOptions,
     /// For its log.

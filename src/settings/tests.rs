@@ -91,7 +91,11 @@ fn unknown_keys_are_named_wherever_they_are() {
 
 #[test]
 fn flags_of_etcds_that_are_not_served_are_refused_by_name() {
-    assert!(error("--cert-file a.pem").contains("cert-file is not served (set by a flag): TLS"), "{}", error("--cert-file a"));
+    assert!(
+        error("--cert-file a.pem").contains("cert-file is not served (set by a flag): TLS"),
+        "{}",
+        error("--cert-file a")
+    );
     assert!(error("--client-cert-auth --name x").contains("client-cert-auth"));
     assert!(error("--discovery-srv x.org").contains("initial-cluster or join"));
     assert!(error("--pre-vote=false").contains("pre-vote is always on"));
@@ -124,7 +128,10 @@ fn bad_values_name_the_key_and_the_fix() {
         ("--initial-cluster default=http://h:1", &["initial-advertise-peer-urls"]),
         ("--initial-cluster-state old", &["initial-cluster-state", "new or existing"]),
         ("--initial-cluster-state existing", &["initial-cluster", "join"]),
-        ("--join http://h:1 --initial-cluster default=http://localhost:2380", &["join and initial-cluster exclude"]),
+        (
+            "--join http://h:1 --initial-cluster default=http://localhost:2380",
+            &["join and initial-cluster exclude"],
+        ),
         ("--kind observer", &["kind goes with join"]),
         ("--join http://h:1 --kind boss", &["kind", "voter, learner or observer"]),
         ("--name a,b", &["name", "comma"]),
@@ -145,8 +152,7 @@ fn joining_keeps_the_kind_and_revision_compaction_the_count() {
         None,
     )
     .unwrap();
-    let expected =
-        Bootstrap::Join { address: "http://10.0.0.1:2379".to_owned(), kind: MemberKind::Observer };
+    let expected = Bootstrap::Join { address: "http://10.0.0.1:2379".to_owned(), kind: MemberKind::Observer };
     assert_eq!(settings.node.bootstrap, expected);
     assert_eq!(settings.node.auto_compaction, AutoCompaction::Revisions(1000));
     assert_eq!(settings.node.quota_bytes, 0);
