@@ -86,6 +86,22 @@ pub async fn eventually<T>(what: &str, limit: Duration, mut check: impl AsyncFnM
     }
 }
 
+/// Repeats a member change while the cluster says it is not settled: etcd wants every member
+/// connected for some seconds before it changes any.
+pub async fn settled<T>(mut change: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match change().await {
+            Err(Error::GRpcStatus(status))
+                if status.code() == Code::Unavailable && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// The HashKV of one node at a revision, 0 for its newest.
 pub async fn hash_kv(client: &mut Client, revision: i64) -> (u32, i64) {
     let response = client.hash_kv(revision).await.expect("a hash");

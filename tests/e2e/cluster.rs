@@ -19,7 +19,7 @@ use crate::target::Target;
 /// How long a cluster may take until it serves; generous, because the machine may be busy.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long one test may take.
-const TEST_LIMIT: Duration = Duration::from_secs(420);
+const TEST_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a cluster is started with.
 #[derive(Clone, Debug)]

@@ -49,7 +49,7 @@ where
     Res: prost::Message + Default + Send + 'static,
 {
     let request = with_metadata(metadata, requests);
-    let mut grpc = Grpc::new(channel.clone());
+    let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(usize::MAX);
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let codec: ProstCodec<Req, Res> = ProstCodec::default();
     Ok(grpc.streaming(request, PathAndQuery::from_static(path), codec).await?.into_inner())

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::checks::*;
 use crate::cluster::{Spec, on_cluster, on_own_cluster};
+use crate::target::etcd_before;
 
 const DUPLICATE: &str = "etcdserver: duplicate key given in txn request";
 const TOO_MANY: &str = "etcdserver: too many operations in txn request";
@@ -335,6 +336,10 @@ fn a_bad_operation_refuses_the_whole_transaction() {
 
 #[test]
 fn a_read_of_a_compacted_revision_inside_refuses_the_transaction() {
+    // Older etcd writes before it refuses (its issue 18667, fixed in 3.7).
+    if etcd_before((3, 7)) {
+        return;
+    }
     on_own_cluster(Spec::nodes(3), async |c| {
         let mut client = c.client(1).await;
         for i in 0..5 {

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use crate::checks::*;
 use crate::cluster::{Cluster, on_cluster};
@@ -13,32 +14,26 @@ use crate::raw::{self, Event, WatchCancel, WatchCreate, WatchRequest, WatchRespo
 use etcd_client::{DeleteOptions, PutOptions, Txn, TxnOp};
 
 /// One watch stream of one node.
+///
+/// etcd sends the headers of the response with the first message only, so the
+/// call is not awaited before something was asked.
 pub struct Watch {
     requests: Sender<WatchRequest>,
-    responses: Streaming<WatchResponse>,
+    opening: Option<JoinHandle<Result<Streaming<WatchResponse>, Status>>>,
+    responses: Option<Streaming<WatchResponse>>,
 }
 
 impl Watch {
     /// Opens a stream.
     pub async fn open(c: &Cluster, node: usize, metadata: &[(&str, String)]) -> Watch {
-        let channel = raw::channel(&c.nodes[node].url()).await;
-        Watch::open_on(&channel, metadata).await.unwrap()
-    }
-
-    /// Opens a stream on a channel.
-    pub async fn open_on(
-        grpc: &tonic::transport::Channel,
-        metadata: &[(&str, String)],
-    ) -> Result<Watch, tonic::Status> {
+        let grpc = raw::channel(&c.nodes[node].url()).await;
         let (requests, queue) = channel(64);
-        // etcd answers the headers only with the first message, which an unknown cancel does not cause:
-        // the progress request of an empty stream is harmless everywhere but not answered either, so the
-        // call is made in its own task by the transport and the first create brings the headers.
-        let first = WatchRequest { cancel: Some(WatchCancel { watch_id: 1 << 40 }), ..Default::default() };
-        requests.send(first).await.expect("the queue is open");
-        let responses =
-            raw::streaming(grpc, "/etcdserverpb.Watch/Watch", metadata, ReceiverStream::new(queue)).await?;
-        Ok(Watch { requests, responses })
+        let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+        let opening = tokio::spawn(async move {
+            let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+            raw::streaming(&grpc, "/etcdserverpb.Watch/Watch", &metadata, ReceiverStream::new(queue)).await
+        });
+        Watch { requests, opening: Some(opening), responses: None }
     }
 
     /// Sends any request.
@@ -70,13 +65,22 @@ impl Watch {
     }
 
     /// The next message or the end of the stream.
-    pub async fn try_next(&mut self) -> Result<WatchResponse, tonic::Status> {
-        match tokio::time::timeout(SOON, self.responses.message()).await {
+    pub async fn try_next(&mut self) -> Result<WatchResponse, Status> {
+        match tokio::time::timeout(SOON, self.message()).await {
             Ok(Ok(Some(message))) => Ok(message),
-            Ok(Ok(None)) => Err(tonic::Status::ok("the stream ended")),
+            Ok(Ok(None)) => Err(Status::ok("the stream ended")),
             Ok(Err(status)) => Err(status),
             Err(_) => panic!("no message on the watch stream within {SOON:?}"),
         }
+    }
+
+    async fn message(&mut self) -> Result<Option<WatchResponse>, Status> {
+        if let Some(opening) = &mut self.opening {
+            let opened = opening.await.expect("the opening task does not panic");
+            self.opening = None;
+            self.responses = Some(opened?);
+        }
+        self.responses.as_mut().expect("opened above").message().await
     }
 
     /// Collects events of any watch until there are `n`.
@@ -93,7 +97,7 @@ impl Watch {
 
     /// Asserts that nothing comes for a while.
     pub async fn silent(&mut self, period: Duration) {
-        if let Ok(message) = tokio::time::timeout(period, self.responses.message()).await {
+        if let Ok(message) = tokio::time::timeout(period, self.message()).await {
             panic!("expected silence, got {message:?}");
         }
     }
