@@ -110,7 +110,10 @@ pub async fn hash_kv(client: &mut Client, revision: i64) -> (u32, i64) {
 
 /// The seed of a random test: from the environment, or drawn; printed with the replay command.
 pub fn seed(test: &str) -> u64 {
-    let seed = std::env::var("MAINSTAY_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
-    eprintln!("seed {seed}; replay: MAINSTAY_TEST_SEED={seed} cargo test --release --test e2e {test} -- --exact");
+    let seed =
+        std::env::var("MAINSTAY_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    eprintln!(
+        "seed {seed}; replay: MAINSTAY_TEST_SEED={seed} cargo test --release --test e2e {test} -- --exact"
+    );
     seed
 }

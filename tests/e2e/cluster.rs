@@ -30,12 +30,14 @@ pub struct Spec {
     pub flags: Vec<String>,
     /// Environment variables every node gets.
     pub env: Vec<(String, String)>,
+    /// The program.
+    pub target: Target,
 }
 
 impl Spec {
     /// `nodes` members with default settings.
     pub fn nodes(nodes: usize) -> Spec {
-        Spec { nodes, flags: Vec::new(), env: Vec::new() }
+        Spec { nodes, flags: Vec::new(), env: Vec::new(), target: Target::get().clone() }
     }
 
     /// Adds a flag with its value.
@@ -68,13 +70,15 @@ pub struct Node {
     pub flags: Vec<String>,
     /// Environment variables it is started with.
     pub env: Vec<(String, String)>,
+    /// The program it runs.
+    pub target: Target,
     /// The running process.
     pub process: Option<Process>,
 }
 
 impl Node {
     /// A member with ports and directories of its own, not started.
-    pub fn new(root: &Path, name: &str) -> Node {
+    pub fn new(root: &Path, name: &str, target: &Target) -> Node {
         Node {
             name: name.into(),
             client_port: free_port(),
@@ -83,6 +87,7 @@ impl Node {
             log: root.join(format!("{name}.log")),
             flags: Vec::new(),
             env: Vec::new(),
+            target: target.clone(),
             process: None,
         }
     }
@@ -104,7 +109,7 @@ impl Node {
 
     /// Starts the process; it is not awaited.
     pub fn start(&mut self) {
-        let (program, mut args) = Target::get().serve();
+        let (program, mut args) = self.target.serve();
         args.extend([
             format!("--name={}", self.name),
             format!("--data-dir={}", self.data_dir.display()),
@@ -149,8 +154,9 @@ impl Node {
 
 /// A client of these endpoints with deadlines on everything.
 pub async fn connect(endpoints: &[String]) -> Client {
-    let options =
-        ConnectOptions::new().with_connect_timeout(Duration::from_secs(3)).with_timeout(Duration::from_secs(15));
+    let options = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(3))
+        .with_timeout(Duration::from_secs(15));
     Client::connect(endpoints, Some(options)).await.expect("connecting is lazy")
 }
 
@@ -177,7 +183,7 @@ impl Cluster {
     pub fn prepare(spec: Spec, permit: Permit) -> Cluster {
         let root = fresh_root();
         let mut nodes: Vec<Node> =
-            (1..=spec.nodes).map(|i| Node::new(&root, &format!("n{i}"))).collect();
+            (1..=spec.nodes).map(|i| Node::new(&root, &format!("n{i}"), &spec.target)).collect();
         let members: Vec<String> = nodes.iter().map(|n| format!("{}={}", n.name, n.peer_url())).collect();
         let token = root.file_name().expect("made from a name").to_string_lossy().into_owned();
         for node in &mut nodes {
@@ -222,7 +228,11 @@ impl Cluster {
             if let Some(process) = node.process.as_mut()
                 && let Some(status) = process.try_wait()
             {
-                panic!("{} ended with {status} before it was ready:\n{}", node.name, tail(&node.log_text(), 30));
+                panic!(
+                    "{} ended with {status} before it was ready:\n{}",
+                    node.name,
+                    tail(&node.log_text(), 30)
+                );
             }
             let last = match tokio::time::timeout(Duration::from_secs(3), ready(&mut client)).await {
                 Ok(Ok(())) => return,
@@ -277,23 +287,24 @@ impl Cluster {
 
     /// A further node with the cluster's flags and none of the bootstrap ones; not started.
     pub fn extra_node(&mut self, name: &str) -> usize {
-        let mut node = Node::new(&self.root, name);
+        let target = self.nodes[0].target.clone();
+        let mut node = Node::new(&self.root, name, &target);
         node.flags = self.flags.clone();
         node.env = self.env.clone();
         self.nodes.push(node);
         self.nodes.len() - 1
     }
 
-    /// The token the cluster was bootstrapped with.
-    pub fn token(&self) -> String {
-        self.root.file_name().expect("made from a name").to_string_lossy().into_owned()
-    }
-
     /// Prints what a person needs to see after a failure.
     pub fn print_logs(&self) {
         eprintln!("---- kept for inspection: {} ----", self.root.display());
         for node in &self.nodes {
-            eprintln!("---- end of the log of {} ({}) ----\n{}", node.name, node.url(), tail(&node.log_text(), 25));
+            eprintln!(
+                "---- end of the log of {} ({}) ----\n{}",
+                node.name,
+                node.url(),
+                tail(&node.log_text(), 25)
+            );
         }
     }
 }
@@ -366,9 +377,16 @@ fn limit() -> usize {
 
 /// The right to have one cluster alive.
 #[derive(Debug)]
-pub struct Permit;
+pub struct Permit {
+    counted: bool,
+}
 
 impl Permit {
+    /// For a second small cluster of a test that has its permit already.
+    pub fn uncounted() -> Permit {
+        Permit { counted: false }
+    }
+
     /// Waits for the right. An idle cluster gives up its own.
     pub fn take() -> Permit {
         let (lock, changed) = lending();
@@ -376,7 +394,7 @@ impl Permit {
         loop {
             if state.alive < limit() {
                 state.alive += 1;
-                return Permit;
+                return Permit { counted: true };
             }
             let idle = state.idle.pop();
             state = if idle.is_some() {
@@ -393,6 +411,9 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        if !self.counted {
+            return;
+        }
         let (lock, changed) = lending();
         lock.lock().unwrap().alive -= 1;
         changed.notify_all();
@@ -411,7 +432,7 @@ pub fn on_cluster(test: impl AsyncFnOnce(&mut Cluster)) {
         }
         if state.alive < limit() {
             state.alive += 1;
-            break Err(Permit);
+            break Err(Permit { counted: true });
         }
         state = changed.wait(state).unwrap();
     };
@@ -454,8 +475,11 @@ pub fn on_prepared(spec: Spec, test: impl AsyncFnOnce(&mut Cluster)) {
 
 /// Runs a future on a runtime of its own, with a limit on the whole test.
 pub fn block_on(future: impl Future<Output = ()>) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         tokio::time::timeout(TEST_LIMIT, future).await.expect("the test ends within its limit");
     });

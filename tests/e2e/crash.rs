@@ -29,7 +29,13 @@ struct Write {
 }
 
 /// A writer owns one key and puts rising numbers until told to stop.
-async fn write(key: String, endpoints: Vec<String>, stop: Arc<AtomicBool>, log: Arc<Mutex<Vec<Write>>>, acked: Arc<AtomicU64>) {
+async fn write(
+    key: String,
+    endpoints: Vec<String>,
+    stop: Arc<AtomicBool>,
+    log: Arc<Mutex<Vec<Write>>>,
+    acked: Arc<AtomicU64>,
+) {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         let mut client = connect(&endpoints).await;
@@ -57,7 +63,12 @@ async fn write(key: String, endpoints: Vec<String>, stop: Arc<AtomicBool>, log: 
 async fn history(c: &Cluster, node: usize, until: i64) -> Vec<(String, i64)> {
     let mut watch = Watch::open(c, node, &[]).await;
     watch
-        .create(WatchCreate { key: b"w/".to_vec(), range_end: b"w0".to_vec(), start_revision: 1, ..Default::default() })
+        .create(WatchCreate {
+            key: b"w/".to_vec(),
+            range_end: b"w0".to_vec(),
+            start_revision: 1,
+            ..Default::default()
+        })
         .await;
     let mut all = Vec::new();
     while all.last().is_none_or(|(_, revision)| *revision < until) {
@@ -81,7 +92,12 @@ fn check(writer: usize, writes: &[Write], story: &[(String, i64)]) {
         let at = mine.iter().find(|(number, _)| *number == write.number).map(|(_, revision)| *revision);
         match write.revision {
             Some(revision) => {
-                assert_eq!(at, Some(revision), "writer {writer}: acknowledged write {} is not there", write.number);
+                assert_eq!(
+                    at,
+                    Some(revision),
+                    "writer {writer}: acknowledged write {} is not there",
+                    write.number
+                );
                 assert!(revision > last_acknowledged, "writer {writer}: write {} went back", write.number);
                 last_acknowledged = revision;
             }
@@ -103,7 +119,8 @@ fn no_acknowledged_write_is_lost_when_nodes_die_at_random() {
             let log = Arc::new(Mutex::new(Vec::new()));
             // Half of them know one node only, half of them all.
             let endpoints = if i % 2 == 0 { vec![c.nodes[i % 3].url()] } else { c.endpoints() };
-            let task = tokio::spawn(write(format!("w/{i}"), endpoints, stop.clone(), log.clone(), acked.clone()));
+            let task =
+                tokio::spawn(write(format!("w/{i}"), endpoints, stop.clone(), log.clone(), acked.clone()));
             writers.push((task, log));
         }
         let (mut kills, mut rounds_without_progress, mut slowest) = (0, 0, Duration::ZERO);

@@ -83,7 +83,10 @@ fn put_get_del() {
         assert_eq!(one.ok(&["put", &k("b"), "2"]), "OK\n");
         assert_eq!(two.ok(&["get", &k("a")]), format!("{}\n1\n", k("a")));
         assert_eq!(two.ok(&["get", "--prefix", &p, "--print-value-only"]), "1\n2\n");
-        assert_eq!(two.ok(&["get", "--prefix", &p, "--keys-only", "--order=DESCEND"]), format!("{}\n\n{}\n\n", k("b"), k("a")));
+        assert_eq!(
+            two.ok(&["get", "--prefix", &p, "--keys-only", "--order=DESCEND"]),
+            format!("{}\n\n{}\n\n", k("b"), k("a"))
+        );
         assert_eq!(one.ok(&["put", "--prev-kv", &k("a"), "3"]), format!("OK\n{}\n1\n", k("a")));
         let json = two.json(&["get", &k("a")]);
         let rev = json["kvs"][0]["mod_revision"].as_i64().unwrap();
@@ -92,8 +95,13 @@ fn put_get_del() {
         assert_eq!(two.ok(&["get", "--consistency=s", &k("b"), "--print-value-only"]), "2\n");
         assert_eq!(one.ok(&["del", "--prefix", &p]), "2\n");
         assert_eq!(two.ok(&["get", "--prefix", &p]), "");
-        assert!(one.fails(&["put", &k("l"), "v", "--lease", "1234abcd"]).contains("requested lease not found"));
-        assert!(one.fails(&["get", &k("a"), "--rev", "99999999"]).contains("required revision is a future revision"));
+        assert!(
+            one.fails(&["put", &k("l"), "v", "--lease", "1234abcd"]).contains("requested lease not found")
+        );
+        assert!(
+            one.fails(&["get", &k("a"), "--rev", "99999999"])
+                .contains("required revision is a future revision")
+        );
     });
 }
 
@@ -198,7 +206,8 @@ fn members_endpoints_and_alarms() {
         ctl.ok(&["alarm", "disarm"]);
         // Right after its start, etcd calls its cluster unhealthy for some seconds.
         let added = eventually("a member can be added", SOON, async || {
-            let output = ctl.output(&["member", "add", "extra", "--learner", "--peer-urls=http://127.0.0.1:9"]);
+            let output =
+                ctl.output(&["member", "add", "extra", "--learner", "--peer-urls=http://127.0.0.1:9"]);
             output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
         })
         .await;
@@ -287,7 +296,9 @@ fn a_watch_survives_the_death_of_its_node() {
             c.wait_ready().await;
             c.client(i).await.put(format!("w/after{i}"), "v", None).await.unwrap();
             eventually("the watch goes on", Duration::from_secs(40), async || {
-                if let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(200), out.read(&mut buffer)).await {
+                if let Ok(Ok(n)) =
+                    tokio::time::timeout(Duration::from_millis(200), out.read(&mut buffer)).await
+                {
                     heard.extend_from_slice(&buffer[..n]);
                 }
                 String::from_utf8_lossy(&heard).contains(&format!("w/after{i}")).then_some(())

@@ -103,7 +103,9 @@ fn a_leader_stopped_politely_hands_over_and_ends_within_five_seconds() {
         let gap = gap(&mut client, since).await;
         let status = c.nodes[leader].wait_exit(Duration::from_secs(15)).await;
         let ended = since.elapsed();
-        eprintln!("REPORT polite stop of the leader: writes after {gap:?}, ended after {ended:?} with {status}");
+        eprintln!(
+            "REPORT polite stop of the leader: writes after {gap:?}, ended after {ended:?} with {status}"
+        );
         if !is_etcd() {
             assert!(status.success(), "{status}");
             assert!(ended < Duration::from_secs(5), "{ended:?}");

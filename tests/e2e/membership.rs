@@ -57,7 +57,10 @@ impl Load {
     /// Waits until writes flow.
     async fn flows(&self) {
         let from = self.acked.load(Ordering::Relaxed);
-        eventually("writes flow", SOON, async || (self.acked.load(Ordering::Relaxed) > from + 10).then_some(())).await;
+        eventually("writes flow", SOON, async || {
+            (self.acked.load(Ordering::Relaxed) > from + 10).then_some(())
+        })
+        .await;
     }
 
     /// Stops it, and asserts that everything acknowledged is there on every running node.
@@ -68,7 +71,8 @@ impl Load {
         let running: Vec<_> = c.nodes.iter().filter(|node| node.process.is_some()).collect();
         for node in running {
             let mut client = node.client().await;
-            let all = client.get("load/", Some(GetOptions::new().with_prefix().with_keys_only())).await.unwrap();
+            let all =
+                client.get("load/", Some(GetOptions::new().with_prefix().with_keys_only())).await.unwrap();
             let keys: std::collections::HashSet<String> = keys(&all).into_iter().collect();
             let missing = done.iter().find(|number| !keys.contains(&format!("load/{number:08}")));
             assert_eq!(missing, None, "{} misses an acknowledged write", node.name);
@@ -81,7 +85,9 @@ async fn add_existing(c: &mut Cluster, via: usize, name: &str, learner: bool) ->
     let i = c.extra_node(name);
     let url = c.nodes[i].peer_url();
     let options = learner.then(|| MemberAddOptions::new().with_is_learner());
-    let added = settled(async || c.client(via).await.member_add([url.as_str()], options.clone()).await).await.unwrap();
+    let added = settled(async || c.client(via).await.member_add([url.as_str()], options.clone()).await)
+        .await
+        .unwrap();
     let id = added.member().unwrap().id();
     let mut known = Vec::new();
     for member in added.member_list() {
@@ -113,7 +119,8 @@ fn a_learner_catches_up_is_promoted_and_votes() {
             match c.client(0).await.member_promote(id).await {
                 Ok(list) => Some(list),
                 Err(etcd_client::Error::GRpcStatus(status)) => {
-                    let expected = "etcdserver: can only promote a learner member which is in sync with leader";
+                    let expected =
+                        "etcdserver: can only promote a learner member which is in sync with leader";
                     let unsettled = status.code() == Code::Unavailable;
                     assert!(status.message() == expected || unsettled, "{status:?}");
                     None
@@ -172,8 +179,10 @@ fn a_dead_member_is_replaced() {
         let (i, new_id) = add_existing(c, via, "n4", false).await;
         assert_ne!(new_id, id);
         c.wait_node_ready(i).await;
-        eventually("the new member votes", Duration::from_secs(40), async || is_voter(c, new_id).await.then_some(()))
-            .await;
+        eventually("the new member votes", Duration::from_secs(40), async || {
+            is_voter(c, new_id).await.then_some(())
+        })
+        .await;
         // Now one of the old ones may die.
         c.nodes[third].kill();
         load.flows().await;
@@ -193,13 +202,12 @@ fn a_change_that_would_lose_the_quorum_is_refused() {
         tokio::time::sleep(Duration::from_secs(if is_etcd() { 6 } else { 0 })).await;
         c.nodes[victim].kill();
         let mut client = c.client(alive[0]).await;
-        let refused = eventually("the loss is noticed", SOON, async || {
-            match client.member_remove(healthy).await {
+        let refused =
+            eventually("the loss is noticed", SOON, async || match client.member_remove(healthy).await {
                 Err(etcd_client::Error::GRpcStatus(status)) => Some(status),
                 other => panic!("two of three alive, one of them removed: {other:?}"),
-            }
-        })
-        .await;
+            })
+            .await;
         assert!(matches!(refused.code(), Code::FailedPrecondition | Code::Unavailable), "{refused:?}");
         assert!(refused.message().starts_with("etcdserver: "), "{refused:?}");
         client.put("k", "v", None).await.unwrap();
@@ -245,7 +253,8 @@ fn one_command_adds_a_node_which_becomes_a_voter_by_itself() {
         c.nodes[i].start();
         c.wait_node_ready(i).await;
         let id = c.member_id(i).await;
-        eventually("it is promoted", Duration::from_secs(40), async || is_voter(c, id).await.then_some(())).await;
+        eventually("it is promoted", Duration::from_secs(40), async || is_voter(c, id).await.then_some(()))
+            .await;
         // A restart with the same flags is the same member.
         c.nodes[i].kill();
         c.nodes[i].start();
@@ -317,7 +326,8 @@ fn a_learner_joined_by_kind_waits_for_its_promotion() {
         refused(learner.put("k", "v", None).await, Code::FailedPrecondition, refusal.message());
         learner.get("k", Some(GetOptions::new().with_serializable())).await.unwrap();
         assert!(learner.status().await.unwrap().is_learner());
-        eventually("it can be promoted", SOON, async || c.client(0).await.member_promote(id).await.ok()).await;
+        eventually("it can be promoted", SOON, async || c.client(0).await.member_promote(id).await.ok())
+            .await;
         c.wait_node_ready(i).await;
         assert!(is_voter(c, id).await);
     });

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock};
@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A running (or ended) server with its log file.
+/// A running (or ended) server.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    log: PathBuf,
 }
 
 type Job = (Command, Sender<io::Result<Child>>);
@@ -57,7 +56,7 @@ impl Process {
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         command.envs(env.iter().map(|(key, value)| (key, value)));
-        Ok(Process { child: spawn(command)?, log: log.to_owned() })
+        Ok(Process { child: spawn(command)? })
     }
 
     /// The process id.
@@ -102,12 +101,6 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-
-    /// Everything it has written.
-    pub fn log_text(&self) -> String {
-        let bytes = std::fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
 }
 
 impl Drop for Process {
@@ -115,22 +108,6 @@ impl Drop for Process {
         // A stopped process takes SIGKILL too.
         self.kill();
     }
-}
-
-/// CPU time of a process so far, user and system, all its threads.
-pub fn cpu_time(pid: u32) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The command name may hold spaces; the fields after it do not.
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
-}
-
-/// Resident memory of a process in bytes.
-pub fn resident_bytes(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or("VmRSS: 0 kB");
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// A TCP port that nobody has now. Taken from below the range the kernel hands

@@ -215,17 +215,6 @@ pub struct LeaseKeepAliveResponse {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Empty {}
 
-/// `etcdserverpb.StatusResponse`, the fields needed here.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct StatusResponse {
-    #[prost(message, optional, tag = "1")]
-    pub header: Option<Header>,
-    #[prost(string, tag = "2")]
-    pub version: String,
-    #[prost(uint64, tag = "4")]
-    pub leader: u64,
-}
-
 /// `etcdserverpb.WatchCreateRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WatchCreate {

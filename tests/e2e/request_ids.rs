@@ -89,10 +89,8 @@ fn sequences_may_come_out_of_order_and_at_once() {
         let got = c.client(0).await.get("k", Some(GetOptions::new().with_prefix())).await.unwrap();
         assert!(got.kvs().iter().all(|kv| kv.version() == 1));
         assert_eq!(got.header().unwrap().revision(), 8);
-        let both = tokio::join!(
-            put(c, 0, (session, 8, 0), "twin", "v"),
-            put(c, 0, (session, 8, 0), "twin", "v")
-        );
+        let both =
+            tokio::join!(put(c, 0, (session, 8, 0), "twin", "v"), put(c, 0, (session, 8, 0), "twin", "v"));
         both.0.unwrap();
         both.1.unwrap();
         assert_eq!(get_one(&mut c.client(0).await, "twin").await.unwrap().version(), 1);
@@ -116,7 +114,10 @@ fn wrong_ids_are_refused_and_change_nothing() {
         let reused = put(c, 0, (session, 3, 2), "k", "other").await.unwrap_err();
         assert!(reused.message().contains("used before"), "{reused:?}");
         for status in [unknown, acknowledged, reused] {
-            assert!(!matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal), "{status:?}");
+            assert!(
+                !matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal),
+                "{status:?}"
+            );
         }
         let channel = raw::channel(&c.nodes[0].url()).await;
         for bad in ["", "x", "-1", "99999999999999999999999"] {

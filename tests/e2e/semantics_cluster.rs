@@ -56,7 +56,11 @@ fn what_is_wrong_with_a_member_change_is_told() {
         let not_found = (Code::NotFound, "etcdserver: member not found");
         refused(client.member_remove(unknown).await, not_found.0, not_found.1);
         refused(client.member_promote(unknown).await, not_found.0, not_found.1);
-        refused(client.member_update(unknown, ["http://127.0.0.1:1".to_owned()]).await, not_found.0, not_found.1);
+        refused(
+            client.member_update(unknown, ["http://127.0.0.1:1".to_owned()]).await,
+            not_found.0,
+            not_found.1,
+        );
         let taken = settled(async || c.client(0).await.member_add([c.nodes[1].peer_url()], None).await).await;
         refused(taken, Code::FailedPrecondition, "etcdserver: Peer URLs already exists");
         let voter = c.member_id(1).await;
@@ -73,7 +77,10 @@ fn a_learner_is_added_listed_not_promoted_before_it_runs_and_removed() {
         let mut client = c.client(0).await;
         let url = format!("http://127.0.0.1:{}", crate::process::free_port());
         let added = settled(async || {
-            c.client(0).await.member_add([url.as_str()], Some(MemberAddOptions::new().with_is_learner())).await
+            c.client(0)
+                .await
+                .member_add([url.as_str()], Some(MemberAddOptions::new().with_is_learner()))
+                .await
         });
         let added = added.await.unwrap();
         let member = added.member().unwrap();

@@ -182,7 +182,8 @@ fn a_range_delete_is_one_revision_and_returns_what_was_there() {
         let options = DeleteOptions::new().with_range(format!("{p}c")).with_prev_key();
         let response = w.delete(format!("{p}a"), Some(options)).await.unwrap();
         assert_eq!((response.deleted(), response.header().unwrap().revision()), (2, before + 1));
-        let values: Vec<_> = response.prev_kvs().iter().map(|kv| kv.value_str().unwrap().to_owned()).collect();
+        let values: Vec<_> =
+            response.prev_kvs().iter().map(|kv| kv.value_str().unwrap().to_owned()).collect();
         assert_eq!(values, ["a", "b"]);
         let rest = r.get(p.as_str(), Some(GetOptions::new().with_prefix())).await.unwrap();
         assert_eq!(short_keys(&rest, &p), ["c", "d"]);

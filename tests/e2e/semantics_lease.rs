@@ -171,7 +171,10 @@ fn a_put_moves_a_key_between_leases() {
     on_cluster(async |c| {
         let key = unique("move") + "k";
         let mut client = c.client(0).await;
-        let (one, two) = (client.lease_grant(500, None).await.unwrap().id(), client.lease_grant(500, None).await.unwrap().id());
+        let (one, two) = (
+            client.lease_grant(500, None).await.unwrap().id(),
+            client.lease_grant(500, None).await.unwrap().id(),
+        );
         client.put(key.as_str(), "v", Some(PutOptions::new().with_lease(one))).await.unwrap();
         client.put(key.as_str(), "v", Some(PutOptions::new().with_lease(two))).await.unwrap();
         client.lease_revoke(one).await.unwrap();
@@ -217,7 +220,8 @@ fn leases_survive_the_restart_of_every_node() {
         c.start_all();
         c.wait_ready().await;
         let mut client = c.client(1).await;
-        let told = client.lease_time_to_live(lease, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
+        let told =
+            client.lease_time_to_live(lease, Some(LeaseTimeToLiveOptions::new().with_keys())).await.unwrap();
         assert_eq!((told.granted_ttl(), told.keys().to_vec()), (400, vec![b"k".to_vec()]));
         client.lease_revoke(lease).await.unwrap();
         assert!(get_one(&mut client, "k").await.is_none());

@@ -79,7 +79,8 @@ fn waiters_get_the_lock_in_the_order_they_came() {
                 client.unlock(lock.key().to_vec()).await.unwrap();
             });
             eventually("the waiter stands in the queue", SOON, async || {
-                let queue = first.get(format!("{asked}/"), Some(GetOptions::new().with_prefix())).await.unwrap();
+                let queue =
+                    first.get(format!("{asked}/"), Some(GetOptions::new().with_prefix())).await.unwrap();
                 (queue.count() as usize == waiter + 2).then_some(())
             })
             .await;
@@ -136,7 +137,10 @@ fn an_election_is_won_proclaimed_observed_and_resigned() {
         assert_eq!(leader.name(), name.as_bytes());
         assert_eq!((leader.key(), leader.lease()), (format!("{name}/{id:x}").as_bytes(), id));
         let told = c.client(1).await.leader(name.as_str()).await.unwrap();
-        assert_eq!((told.kv().unwrap().value(), told.kv().unwrap().create_revision()), (&b"first"[..], leader.rev()));
+        assert_eq!(
+            (told.kv().unwrap().value(), told.kv().unwrap().create_revision()),
+            (&b"first"[..], leader.rev())
+        );
         let mut observer = connect_patient(&[c.nodes[2].url()]).await.observe(name.as_str()).await.unwrap();
         let seen = tokio::time::timeout(SOON, observer.message()).await.unwrap().unwrap().unwrap();
         assert_eq!(seen.kv().unwrap().value(), b"first");

@@ -59,7 +59,8 @@ fn range_end_zero_means_everything_from_the_key_on() {
         let mut from = key.clone();
         from.push(2);
         let got = c.client(1).await.get(from, Some(GetOptions::new().with_from_key())).await.unwrap();
-        let mine: Vec<_> = got.kvs().iter().filter(|kv| kv.key().starts_with(&key)).map(|kv| kv.value()[0]).collect();
+        let mine: Vec<_> =
+            got.kvs().iter().filter(|kv| kv.key().starts_with(&key)).map(|kv| kv.value()[0]).collect();
         assert_eq!(mine, [2, 3]);
         let all = c.client(2).await.get("", Some(GetOptions::new().with_all_keys().with_count_only())).await;
         assert!(all.unwrap().count() >= 3);
@@ -130,7 +131,10 @@ fn revision_filters_hide_keys_and_leave_the_count() {
         ];
         for (options, expected) in cases {
             let got = r.get(p.as_str(), Some(options)).await.unwrap();
-            assert_eq!((short_keys(&got, &p).concat().as_str(), got.count(), got.more()), (expected, 5, false));
+            assert_eq!(
+                (short_keys(&got, &p).concat().as_str(), got.count(), got.more()),
+                (expected, 5, false)
+            );
         }
         let cut = prefix().with_min_mod_revision(start + 5).with_limit(2);
         let got = r.get(p.as_str(), Some(cut)).await.unwrap();
@@ -145,7 +149,9 @@ fn keys_only_and_count_only_leave_out_the_rest() {
         let mut r = c.client(1).await;
         let got = r.get(p.as_str(), Some(prefix().with_keys_only())).await.unwrap();
         assert_eq!(short_keys(&got, &p).concat(), "abcde");
-        assert!(got.kvs().iter().all(|kv| kv.value().is_empty() && kv.mod_revision() > 0 && kv.version() > 0));
+        assert!(
+            got.kvs().iter().all(|kv| kv.value().is_empty() && kv.mod_revision() > 0 && kv.version() > 0)
+        );
         let got = r.get(p.as_str(), Some(prefix().with_count_only())).await.unwrap();
         assert_eq!((got.kvs().len(), got.count(), got.more()), (0, 5, false));
         let got = r.get(p.as_str(), Some(prefix().with_count_only().with_limit(2))).await.unwrap();

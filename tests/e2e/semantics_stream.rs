@@ -50,7 +50,8 @@ fn the_chunks_put_together_are_the_range() {
         for options in cases {
             let whole = r.get(p.as_str(), Some(options.clone())).await.unwrap();
             let parts = chunks(c, &p, options.clone()).await.unwrap();
-            let kvs: Vec<_> = parts.iter().flat_map(|part| part.kvs()).map(|kv| (kv.key(), marks(kv))).collect();
+            let kvs: Vec<_> =
+                parts.iter().flat_map(|part| part.kvs()).map(|kv| (kv.key(), marks(kv))).collect();
             let expected: Vec<_> = whole.kvs().iter().map(|kv| (kv.key(), marks(kv))).collect();
             assert!(kvs == expected, "{options:?}: {} of {}", kvs.len(), expected.len());
             let (last, before) = parts.split_last().expect("at least one chunk");
@@ -71,8 +72,13 @@ fn a_stream_reads_one_revision_while_writers_go_on() {
     on_cluster(async |c| {
         let p = unique("steady");
         fill(c, &p, 2000, 1000).await;
-        let mut stream =
-            c.client(1).await.kv_client().get_stream(p.as_str(), Some(GetOptions::new().with_prefix())).await.unwrap();
+        let mut stream = c
+            .client(1)
+            .await
+            .kv_client()
+            .get_stream(p.as_str(), Some(GetOptions::new().with_prefix()))
+            .await
+            .unwrap();
         let mut seen = stream.message().await.unwrap().expect("a first chunk").kvs().len();
         let mut w = c.client(0).await;
         for i in 0..200 {

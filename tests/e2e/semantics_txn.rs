@@ -38,9 +38,17 @@ fn the_branch_follows_the_comparisons_and_all_of_them_must_hold() {
         let (a, b) = (format!("{p}a"), format!("{p}b"));
         w.put(a.as_str(), "1", None).await.unwrap();
         let both = |second: &str| {
-            vec![Compare::value(a.as_str(), CompareOp::Equal, "1"), Compare::value(a.as_str(), CompareOp::Equal, second)]
+            vec![
+                Compare::value(a.as_str(), CompareOp::Equal, "1"),
+                Compare::value(a.as_str(), CompareOp::Equal, second),
+            ]
         };
-        let txn = |second| Txn::new().when(both(second)).and_then([put(b.as_str(), "then")]).or_else([put(b.as_str(), "else")]);
+        let txn = |second| {
+            Txn::new()
+                .when(both(second))
+                .and_then([put(b.as_str(), "then")])
+                .or_else([put(b.as_str(), "else")])
+        };
         assert!(w.txn(txn("1")).await.unwrap().succeeded());
         assert_eq!(value(&mut r, &b).await.unwrap(), "then");
         assert!(!w.txn(txn("2")).await.unwrap().succeeded());
@@ -148,7 +156,8 @@ fn a_transaction_is_one_revision_and_none_when_nothing_changes() {
         assert!(got.kvs().iter().all(|kv| kv.mod_revision() == 2 && kv.create_revision() == 2));
         let reads = Txn::new().and_then([get("a"), TxnOp::delete("none", None)]);
         assert_eq!(client.txn(reads).await.unwrap().header().unwrap().revision(), 2);
-        let nested = Txn::new().and_then([TxnOp::txn(Txn::new().and_then([put("d", "4")])), TxnOp::delete("a", None)]);
+        let nested =
+            Txn::new().and_then([TxnOp::txn(Txn::new().and_then([put("d", "4")])), TxnOp::delete("a", None)]);
         assert_eq!(client.txn(nested).await.unwrap().header().unwrap().revision(), 3);
         assert_eq!(revision(&mut client).await, 3);
     });

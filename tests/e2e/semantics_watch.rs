@@ -141,7 +141,10 @@ fn created_comes_first_then_puts_and_deletes_in_order() {
         w.put(format!("{p}a"), "3", None).await.unwrap();
         let events = watch.events(4).await;
         let expected = [("+a=1", rev), ("+b=2", rev + 1), ("-a", rev + 2), ("+a=3", rev + 3)];
-        assert_eq!(events.iter().map(|e| told(e, &p)).collect::<Vec<_>>(), expected.map(|(t, r)| (t.to_owned(), r)));
+        assert_eq!(
+            events.iter().map(|e| told(e, &p)).collect::<Vec<_>>(),
+            expected.map(|(t, r)| (t.to_owned(), r))
+        );
         let deleted = events[2].kv.as_ref().unwrap();
         assert_eq!((deleted.create_revision, deleted.version, deleted.value.len()), (0, 0, 0));
         let anew = events[3].kv.as_ref().unwrap();
@@ -228,10 +231,10 @@ fn a_future_start_stays_silent_until_then() {
             w.put(format!("{p}{i}"), "v", None).await.unwrap();
         }
         let events = watch.events(2).await;
-        assert_eq!(events.iter().map(|e| told(e, &p)).collect::<Vec<_>>(), [
-            ("+3=v".to_owned(), now + 3),
-            ("+4=v".to_owned(), now + 4)
-        ]);
+        assert_eq!(
+            events.iter().map(|e| told(e, &p)).collect::<Vec<_>>(),
+            [("+3=v".to_owned(), now + 3), ("+4=v".to_owned(), now + 4)]
+        );
         watch.silent(Duration::from_millis(200)).await;
     });
 }
@@ -339,7 +342,10 @@ fn a_lease_and_its_keys_end_in_one_message() {
         watch.create(prefix(&p)).await;
         w.lease_revoke(lease).await.unwrap();
         let message = watch.next().await;
-        assert_eq!(message.events.iter().map(|e| told(e, &p).0).collect::<Vec<_>>(), ["-0", "-1", "-2", "-3", "-4"]);
+        assert_eq!(
+            message.events.iter().map(|e| told(e, &p).0).collect::<Vec<_>>(),
+            ["-0", "-1", "-2", "-3", "-4"]
+        );
         let revs: Vec<_> = message.events.iter().map(|e| told(e, &p).1).collect();
         assert!(revs.iter().all(|rev| *rev == revs[0]));
     });

@@ -138,7 +138,10 @@ fn a_progress_request_is_answered_once_for_the_stream() {
         // Sent only when every watch of the stream is synced, so it may need asking again on old etcd.
         watch.progress().await;
         let notice = watch.next().await;
-        assert_eq!((notice.watch_id, notice.events.len(), notice.created, notice.canceled), (-1, 0, false, false));
+        assert_eq!(
+            (notice.watch_id, notice.events.len(), notice.created, notice.canceled),
+            (-1, 0, false, false)
+        );
         assert!(notice.revision() >= rev);
         watch.silent(Duration::from_millis(300)).await;
     });
@@ -216,9 +219,18 @@ fn fragments_split_a_revision_only_when_asked() {
         let mut watch = Watch::open(c, 0, &[]).await;
         // Ten puts of 140 kB fit one request; with what was there before they exceed one message,
         // which may be max-request-bytes and 512 KiB.
-        let txn = |v: &str| Txn::new().and_then((0..10).map(|i| TxnOp::put(format!("f{i}"), v.repeat(140_000), None)).collect::<Vec<_>>());
+        let txn = |v: &str| {
+            Txn::new().and_then(
+                (0..10).map(|i| TxnOp::put(format!("f{i}"), v.repeat(140_000), None)).collect::<Vec<_>>(),
+            )
+        };
         w.txn(txn("a")).await.unwrap();
-        let all = || WatchCreate { prev_kv: true, key: b"f".to_vec(), range_end: b"g".to_vec(), ..Default::default() };
+        let all = || WatchCreate {
+            prev_kv: true,
+            key: b"f".to_vec(),
+            range_end: b"g".to_vec(),
+            ..Default::default()
+        };
         watch.create(WatchCreate { fragment: true, ..all() }).await;
         let rev = w.txn(txn("b")).await.unwrap().header().unwrap().revision();
         let mut messages = Vec::new();

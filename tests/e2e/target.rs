@@ -19,13 +19,20 @@ impl Target {
     pub fn get() -> &'static Target {
         static TARGET: OnceLock<Target> = OnceLock::new();
         TARGET.get_or_init(|| match std::env::var("MAINSTAY_TEST_TARGET") {
-            Err(_) => Target::Mainstay(PathBuf::from(env!("CARGO_BIN_EXE_mainstay"))),
-            Ok(name) if name == "mainstay" => Target::Mainstay(PathBuf::from(env!("CARGO_BIN_EXE_mainstay"))),
-            Ok(path) => {
-                let version = etcd_version(Path::new(&path));
-                Target::Etcd(PathBuf::from(path), version)
-            }
+            Err(_) => Target::mainstay(),
+            Ok(name) if name == "mainstay" => Target::mainstay(),
+            Ok(path) => Target::etcd(&path),
         })
+    }
+
+    /// The binary of this crate.
+    pub fn mainstay() -> Target {
+        Target::Mainstay(mainstay_binary())
+    }
+
+    /// An etcd binary, on the PATH or by its own path.
+    pub fn etcd(binary: &str) -> Target {
+        Target::Etcd(PathBuf::from(binary), etcd_version(Path::new(binary)))
     }
 
     /// The command that starts a server, flags still to be added.

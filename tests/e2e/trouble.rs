@@ -53,7 +53,11 @@ fn bytes_that_are_no_message_are_refused_and_harm_nothing() {
         let pids: Vec<_> = c.nodes.iter().map(|node| node.pid()).collect();
         let channel = raw::channel(&c.nodes[0].url()).await;
         // A length that runs beyond the end; a field of the wrong kind; a varint without an end.
-        let bad: [&[u8]; 3] = [&[0x0a, 0x7f, 1], &[0x0d, 1], &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]];
+        let bad: [&[u8]; 3] = [
+            &[0x0a, 0x7f, 1],
+            &[0x0d, 1],
+            &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+        ];
         for method in METHODS {
             for body in bad {
                 let status = raw::unary_bytes(&channel, method, body).await.unwrap_err();
@@ -113,7 +117,9 @@ fn random_fields_never_bring_a_node_down() {
             }
             let call = raw::unary_bytes(&channel, method, &body);
             match tokio::time::timeout(Duration::from_secs(10), call).await {
-                Ok(Err(status)) => assert_ne!(status.code(), Code::Unavailable, "{method} {body:?}: {status:?}"),
+                Ok(Err(status)) => {
+                    assert_ne!(status.code(), Code::Unavailable, "{method} {body:?}: {status:?}")
+                }
                 Ok(Ok(_)) => {}
                 Err(_) => panic!("{method} {body:?} hangs"),
             }
@@ -293,7 +299,11 @@ fn log_files(c: &Cluster, node: usize) -> Vec<PathBuf> {
 }
 
 fn table_files(c: &Cluster, node: usize) -> Vec<PathBuf> {
-    if is_etcd() { files(&c.nodes[node].data_dir, "snap/db") } else { files(&c.nodes[node].data_dir.join("state"), ".sst") }
+    if is_etcd() {
+        files(&c.nodes[node].data_dir, "snap/db")
+    } else {
+        files(&c.nodes[node].data_dir.join("state"), ".sst")
+    }
 }
 
 fn flip(file: &Path, at: u64) {
@@ -412,7 +422,8 @@ fn a_flipped_byte_in_a_table_is_never_served() {
         c.client(0).await.defragment().await.unwrap();
         c.nodes[0].signal(Signal::TERM);
         c.nodes[0].wait_exit(Duration::from_secs(20)).await;
-        let file = table_files(c, 0).into_iter().next().expect("the state is in tables after a defragmentation");
+        let file =
+            table_files(c, 0).into_iter().next().expect("the state is in tables after a defragmentation");
         let size = std::fs::metadata(&file).unwrap().len();
         flip(&file, size / 2);
         let served = served_or_refused(c, 0, &values).await;

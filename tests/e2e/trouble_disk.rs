@@ -76,16 +76,20 @@ fn below_the_reserve_writes_are_refused_and_come_back_by_themselves() {
         let mut client = c.client(0).await;
         client.put("k", "v", None).await.unwrap();
         disk.fill_to(32 << 20);
-        let refusal = eventually("the alarm refuses writes on every node", Duration::from_secs(40), async || {
-            client.put("k", "w", None).await.err()
-        })
-        .await;
+        let refusal =
+            eventually("the alarm refuses writes on every node", Duration::from_secs(40), async || {
+                client.put("k", "w", None).await.err()
+            })
+            .await;
         refused::<()>(Err(refusal), Code::ResourceExhausted, FULL);
         assert_eq!(get_one(&mut c.client(1).await, "k").await.unwrap().version() >= 1, true);
         let status = client.status().await.unwrap();
         assert!(status.errors().iter().any(|error| error.contains("NOSPACE")), "{:?}", status.errors());
         disk.empty();
-        eventually("writes come back", Duration::from_secs(60), async || client.put("k", "x", None).await.ok()).await;
+        eventually("writes come back", Duration::from_secs(60), async || {
+            client.put("k", "x", None).await.ok()
+        })
+        .await;
         assert_eq!(value(&mut c.client(1).await, "k").await.unwrap(), "x");
         c.kill_all();
         drop(disk);
@@ -123,11 +127,12 @@ fn a_disk_without_a_byte_left_loses_nothing_and_can_be_read() {
         c.start_all();
         let mut client = c.client(0).await;
         let options = || Some(GetOptions::new().with_prefix().with_keys_only().with_serializable());
-        let got = eventually("it starts on the full disk and can be read", Duration::from_secs(40), async || {
-            http::get(c.nodes[0].client_port, "/livez").await.ok()?;
-            client.get("k", options()).await.ok()
-        })
-        .await;
+        let got =
+            eventually("it starts on the full disk and can be read", Duration::from_secs(40), async || {
+                http::get(c.nodes[0].client_port, "/livez").await.ok()?;
+                client.get("k", options()).await.ok()
+            })
+            .await;
         let there: std::collections::HashSet<String> = keys(&got).into_iter().collect();
         let missing = acknowledged.iter().find(|i| !there.contains(&format!("k{i:04}")));
         assert_eq!(missing, None, "an acknowledged write is gone");
@@ -135,7 +140,10 @@ fn a_disk_without_a_byte_left_loses_nothing_and_can_be_read() {
         if c.nodes[0].process.as_mut().unwrap().try_wait().is_some() {
             c.nodes[0].start();
         }
-        eventually("writes come back", Duration::from_secs(60), async || client.put("k", "x", None).await.ok()).await;
+        eventually("writes come back", Duration::from_secs(60), async || {
+            client.put("k", "x", None).await.ok()
+        })
+        .await;
         assert!(!c.nodes[0].log_text().contains("panicked"));
         c.kill_all();
         drop(disk);
