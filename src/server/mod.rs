@@ -1,1 +1,2 @@
 //! (scaffold)
+mod watch;
