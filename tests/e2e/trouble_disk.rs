@@ -82,7 +82,7 @@ fn below_the_reserve_writes_are_refused_and_come_back_by_themselves() {
             })
             .await;
         refused::<()>(Err(refusal), Code::ResourceExhausted, FULL);
-        assert_eq!(get_one(&mut c.client(1).await, "k").await.unwrap().version() >= 1, true);
+        assert!(get_one(&mut c.client(1).await, "k").await.is_some(), "reads go on");
         let status = client.status().await.unwrap();
         assert!(status.errors().iter().any(|error| error.contains("NOSPACE")), "{:?}", status.errors());
         disk.empty();
