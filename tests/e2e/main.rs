@@ -31,6 +31,7 @@ mod semantics_watch_edges;
 
 mod semantics_cluster;
 mod semantics_lock;
+mod semantics_settings;
 
 mod cli;
 mod crash;

@@ -272,6 +272,24 @@ fn one_command_adds_a_node_which_becomes_a_voter_by_itself() {
 }
 
 #[test]
+fn a_name_that_is_taken_cannot_join() {
+    if not_in_etcd("--join") {
+        return;
+    }
+    on_own_cluster(Spec::nodes(3), async |c| {
+        let i = c.extra_node("n2");
+        c.nodes[i].data_dir = c.root.join("another-n2");
+        let target = c.nodes[0].url();
+        c.nodes[i].flags.push(format!("--join={target}"));
+        c.nodes[i].start();
+        let status = c.nodes[i].wait_exit(Duration::from_secs(30)).await;
+        assert!(!status.success());
+        assert!(c.nodes[i].log_text().contains("n2"));
+        assert_eq!(c.client(0).await.member_list().await.unwrap().members().len(), 3);
+    });
+}
+
+#[test]
 fn an_observer_serves_and_is_never_promoted() {
     if not_in_etcd("observers") {
         return;

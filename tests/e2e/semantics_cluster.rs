@@ -304,6 +304,9 @@ fn without_a_quorum_health_says_no_and_linearizable_reads_are_unavailable() {
                 assert!(status.message().starts_with("etcdserver: "), "{status:?}");
             }
         }
+        let mut strict = strict_client(&c.nodes[2].url()).await;
+        let required = strict.get("k", Some(etcd_client::GetOptions::new().with_serializable())).await;
+        refused(required, Code::Unavailable, "etcdserver: no leader");
         let local = etcd_client::GetOptions::new().with_serializable();
         assert_eq!(client.get("k", Some(local)).await.unwrap().kvs()[0].value(), b"v");
         if !etcd_before((3, 6)) {
@@ -313,6 +316,37 @@ fn without_a_quorum_health_says_no_and_linearizable_reads_are_unavailable() {
         c.start_all();
         c.wait_ready().await;
         c.client(2).await.put("k", "w", None).await.unwrap();
+    });
+}
+
+/// A client that sends `hasleader` with every call.
+async fn strict_client(url: &str) -> etcd_client::Client {
+    let options = etcd_client::ConnectOptions::new().with_require_leader(true);
+    etcd_client::Client::connect([url], Some(options)).await.unwrap()
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+#[test]
+fn grpc_health_says_serving() {
+    on_cluster(async |c| {
+        let channel = raw::channel(&c.nodes[0].url()).await;
+        let path = "/grpc.health.v1.Health/Check";
+        let whole: HealthResponse = raw::unary(&channel, path, &[], HealthRequest::default()).await.unwrap();
+        assert_eq!(whole.status, 1);
+        let unknown = HealthRequest { service: "no.such.Service".into() };
+        let answer: Result<HealthResponse, _> = raw::unary(&channel, path, &[], unknown).await;
+        assert_eq!(answer.unwrap_err().code(), Code::NotFound);
     });
 }
 
