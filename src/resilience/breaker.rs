@@ -1,0 +1,227 @@
+//! A three-state breaker: it stops calls to an endpoint that keeps failing, and
+//! finds out with single probes when it is back.
+//!
+//! Invariants: only a *closed* breaker admits freely; an *open* one admits
+//! nothing before its time; a *half-open* one has exactly one probe out. A probe
+//! that never reports back is given up after `probe_timeout`, so that a caller
+//! who was cancelled cannot hold the breaker half-open for ever.
+
+use std::time::Duration;
+
+use super::backoff::{BackoffOptions, fraction};
+
+/// When a breaker opens and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerOptions {
+    /// Failures in a row that open it; at least 1.
+    pub failures_max: u32,
+    /// How long it stays open, growing while probes fail. The wait is drawn
+    /// from the upper half of the ceiling, so that it is never near zero.
+    pub open: BackoffOptions,
+    /// A probe without an outcome after this long counts as lost, and the next
+    /// caller probes.
+    pub probe_timeout: Duration,
+}
+
+impl Default for BreakerOptions {
+    fn default() -> Self {
+        BreakerOptions {
+            failures_max: 5,
+            open: BackoffOptions { base: Duration::from_millis(200), cap: Duration::from_secs(10) },
+            probe_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a breaker is doing, for metrics and for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Calls pass.
+    Closed,
+    /// Calls are refused until the time has come for a probe.
+    Open,
+    /// One probe is out; all others are refused until it reports.
+    HalfOpen,
+}
+
+impl BreakerState {
+    /// The state as a metric's value: 0 closed, 1 half-open, 2 open.
+    pub fn as_metric(self) -> f64 {
+        match self {
+            BreakerState::Closed => 0.0,
+            BreakerState::HalfOpen => 1.0,
+            BreakerState::Open => 2.0,
+        }
+    }
+}
+
+/// Whether a call may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Make it and report how it went.
+    Pass,
+    /// Make it and report how it went: it decides for everyone.
+    Probe,
+    /// Do not make it; ask again after this long.
+    Refuse {
+        /// How long until a call may be admitted.
+        retry_after: Duration,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Closed { failures: u32 },
+    Open { until: Duration },
+    HalfOpen { probe_lost_at: Duration },
+}
+
+/// The breaker of one endpoint.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    options: BreakerOptions,
+    state: State,
+    /// How often it has opened since it was last closed.
+    openings: u32,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(options: BreakerOptions) -> Breaker {
+        Breaker { options, state: State::Closed { failures: 0 }, openings: 0 }
+    }
+
+    /// Asks to make a call at `now`. Whoever is told `Pass` or `Probe` reports
+    /// with [`Breaker::on_success`] or [`Breaker::on_failure`].
+    pub fn admit(&mut self, now: Duration) -> Admission {
+        match self.state {
+            State::Closed { .. } => Admission::Pass,
+            State::Open { until: at } | State::HalfOpen { probe_lost_at: at } if now < at => {
+                Admission::Refuse { retry_after: at - now }
+            }
+            State::Open { .. } | State::HalfOpen { .. } => {
+                self.state = State::HalfOpen { probe_lost_at: now + self.options.probe_timeout };
+                Admission::Probe
+            }
+        }
+    }
+
+    /// A call worked, whoever made it: also one that did not ask, as a heartbeat.
+    /// Closes the breaker.
+    pub fn on_success(&mut self) {
+        self.state = State::Closed { failures: 0 };
+        self.openings = 0;
+    }
+
+    /// A call failed at `now`. `random` spreads the time of the next probe.
+    pub fn on_failure(&mut self, now: Duration, random: u64) {
+        match &mut self.state {
+            State::Closed { failures } => {
+                *failures += 1;
+                if *failures >= self.options.failures_max.max(1) {
+                    self.open(now, random);
+                }
+            }
+            // Calls admitted before it opened may report late; they change nothing.
+            State::Open { .. } => {}
+            State::HalfOpen { .. } => self.open(now, random),
+        }
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> BreakerState {
+        match self.state {
+            State::Closed { .. } => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen { .. } => BreakerState::HalfOpen,
+        }
+    }
+
+    fn open(&mut self, now: Duration, random: u64) {
+        self.openings = self.openings.saturating_add(1);
+        let half = self.options.open.ceiling(self.openings) / 2;
+        self.state = State::Open { until: now + half + fraction(half, random) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn breaker() -> Breaker {
+        Breaker::new(BreakerOptions {
+            failures_max: 3,
+            open: BackoffOptions { base: SECOND, cap: SECOND * 8 },
+            probe_timeout: SECOND * 5,
+        })
+    }
+
+    fn opened() -> Breaker {
+        let mut breaker = breaker();
+        for _ in 0..3 {
+            assert_eq!(breaker.admit(SECOND), Admission::Pass);
+            breaker.on_failure(SECOND, u64::MAX);
+        }
+        breaker
+    }
+
+    #[test]
+    fn only_failures_in_a_row_open_it() {
+        let mut breaker = breaker();
+        for _ in 0..10 {
+            breaker.on_failure(SECOND, 0);
+            breaker.on_failure(SECOND, 0);
+            breaker.on_success();
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert_eq!(opened().state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn an_open_one_refuses_until_its_time_and_then_lets_one_probe_out() {
+        let mut breaker = opened();
+        assert!(matches!(breaker.admit(SECOND), Admission::Refuse { .. }));
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Probe);
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        let Admission::Refuse { retry_after } = breaker.admit(SECOND * 3) else { panic!("a second probe") };
+        assert_eq!(retry_after, SECOND * 4);
+    }
+
+    #[test]
+    fn a_probe_decides() {
+        let mut breaker = opened();
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Probe);
+        breaker.on_success();
+        assert_eq!(breaker.state(), BreakerState::Closed);
+
+        let mut breaker = opened();
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Probe);
+        breaker.on_failure(SECOND * 2, 0);
+        // The second opening lasts from one second, half the doubled ceiling.
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Refuse { retry_after: SECOND });
+        assert_eq!(breaker.admit(SECOND * 3), Admission::Probe);
+    }
+
+    #[test]
+    fn a_lost_probe_does_not_hold_it_half_open() {
+        let mut breaker = opened();
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Probe);
+        assert_eq!(breaker.admit(SECOND * 7), Admission::Probe);
+    }
+
+    #[test]
+    fn a_success_from_outside_closes_it() {
+        let mut breaker = opened();
+        breaker.on_success();
+        assert_eq!(breaker.admit(SECOND), Admission::Pass);
+    }
+
+    #[test]
+    fn a_late_failure_does_not_prolong_an_opening() {
+        let mut breaker = opened();
+        breaker.on_failure(SECOND * 2 - Duration::from_millis(1), u64::MAX);
+        assert_eq!(breaker.admit(SECOND * 2), Admission::Probe);
+    }
+}
