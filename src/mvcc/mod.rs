@@ -1,16 +1,34 @@
-//! (scaffold) What keys, versions and history mean: reads at any revision.
+//! What keys, versions and history mean: reads at any revision, the events of
+//! a span of history, forgetting, and the hash that all members agree on.
+//!
+//! Synchronous and deterministic. Nothing here decides when to compact or who
+//! is told of a change; writing belongs to `machine`, which calls in here for
+//! its own reads.
+//!
+//! Invariants of the data read here: `current` holds the newest record of each
+//! live key; each change stands once in `history` and once in `versions`; below
+//! the compact mark only the newest version of each key is promised to exist.
 
-use std::sync::Arc;
+mod events;
+mod hash;
+mod range;
+mod sweep;
 
-use crate::storage::{Read, StorageError};
-use crate::types::{ApplyError, Event, KeyRange, RangeQuery, RangeReply, Revision, RevisionEvents, Space};
+pub use events::{EventQuery, events, tombstone};
+pub use hash::{KvHash, digest, hash_kv};
+pub use range::{Found, Keys, range, range_at_head, range_bounds};
+pub use sweep::{SweepProgress, sweep};
 
-/// Where a state stands: its newest revision and the mark below which history is gone.
-#[derive(Clone, Copy, Debug)]
+use crate::storage::{Read, StorageError, codec, layout};
+use crate::types::{ApplyError, KeyValue, Revision, Space};
+
+/// Where a state stands: its newest revision, and the mark below which history
+/// is gone (the mark itself stays readable).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
     /// The newest revision.
     pub revision: Revision,
-    /// The compact mark of the space read.
+    /// The compact mark of the space read; 0 when it was never compacted.
     pub compacted: Revision,
 }
 
@@ -25,40 +43,55 @@ pub enum ReadError {
     Storage(#[from] StorageError),
 }
 
-/// etcd's Range. At most `budget_bytes` of keys and values are collected;
-/// beyond it the read is refused with `RangeTooLarge`.
-pub fn range<R: Read>(
-    _data: &R,
-    _marks: Marks,
-    _query: &RangeQuery,
-    _budget_bytes: usize,
-) -> Result<RangeReply, ReadError> {
-    todo!("scaffold")
+/// A key and its record as clients see them.
+pub fn key_value(key: &[u8], record: layout::Record) -> KeyValue {
+    KeyValue {
+        key: bytes::Bytes::copy_from_slice(key),
+        create_revision: record.create,
+        mod_revision: record.modified,
+        version: record.version,
+        lease: record.lease,
+        value: record.value,
+    }
 }
 
-/// Events of `range` in `from..=to`, in order, at most about `budget_bytes` of
-/// them, never splitting a revision. Returns the events and the next revision to
-/// ask for. `prev` fills `Event::prev` (absent when compacted away).
-/// Exact keys go by `versions`, spans scan `history`.
-pub fn events<R: Read>(
-    _data: &R,
-    _marks: Marks,
-    _space: Space,
-    _range: &KeyRange,
-    _from: Revision,
-    _to: Revision,
-    _prev: bool,
-    _budget_bytes: usize,
-) -> Result<(Vec<RevisionEvents>, Revision), ReadError> {
-    todo!("scaffold")
+/// The change at a place in history, which must exist.
+fn change_at<R: Read>(data: &R, revision: Revision, sub: u32) -> Result<layout::Change, StorageError> {
+    let key = layout::history(revision, sub);
+    match data.get(layout::Family::History, &key)? {
+        Some(bytes) => codec::decode("history", &bytes),
+        None => Err(StorageError::Corrupt {
+            what: format!("history at revision {revision}, sub {sub}"),
+            reason: "a version refers to it, but it is not there".to_owned(),
+        }),
+    }
 }
 
-/// The state of `key` just before `revision`, for `prev_kv` of an event.
-pub fn previous<R: Read>(
-    _data: &R,
-    _marks: Marks,
-    _event: &Event,
-    _revision: Revision,
-) -> Result<Option<Arc<Event>>, ReadError> {
-    todo!("scaffold")
+/// The newest version of `key` at or before `revision`: where it is, and its reference.
+fn version_at<R: Read>(
+    data: &R,
+    space: Space,
+    key: &[u8],
+    revision: Revision,
+) -> Result<Option<(Revision, layout::VersionRef)>, StorageError> {
+    let lower = layout::version(space, key, revision);
+    let mut upper = layout::versions_prefix(space, key);
+    upper.extend_from_slice(&[0xff; 8]);
+    let mut cursor = data.scan(layout::Family::Versions, &lower, Some(&upper));
+    cursor.seek_to_first();
+    match cursor.item()? {
+        Some((found, value)) => Ok(Some((parse_version(found)?.1, codec::decode("version", value)?))),
+        None => Ok(None),
+    }
+}
+
+/// Key and revision of a `versions` key.
+fn parse_version(bytes: &[u8]) -> Result<(Vec<u8>, Revision), StorageError> {
+    match layout::parse_version(bytes) {
+        Some((_, key, revision)) => Ok((key, revision)),
+        None => Err(StorageError::Corrupt {
+            what: "versions".to_owned(),
+            reason: format!("key {bytes:02x?} is not one of the catalogue"),
+        }),
+    }
 }

@@ -4,9 +4,14 @@
 //! become bytes. No other room names `rocksdb`.
 
 pub mod codec;
+mod dir;
+mod identity;
 pub mod layout;
+pub mod log;
 mod state;
 
+pub use dir::{DataDir, DataDirOptions, DiskSpace};
+pub use identity::{Identity, Standing};
 pub use state::{Batch, Cursor, Read, Snapshot, StateDb, StateOptions};
 
 /// Why the disk could not do what it was asked.

@@ -72,6 +72,11 @@ impl Cursor<'_> {
         self.inner.seek(key);
     }
 
+    /// To the last key at or before `key`.
+    pub fn seek_for_prev(&mut self, key: &[u8]) {
+        self.inner.seek_for_prev(key);
+    }
+
     /// One key on.
     pub fn next(&mut self) {
         self.inner.next();
@@ -160,7 +165,7 @@ impl StateDb {
     pub fn write(&self, batch: Batch) -> Result<(), StorageError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        Ok(self.db.write_opt(&batch.operations, &options)?)
+        Ok(self.db.write_opt(batch.operations, &options)?)
     }
 
     /// Makes everything written so far durable, all families together.

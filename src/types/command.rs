@@ -238,7 +238,7 @@ pub enum Outcome {
         /// Its id.
         id: u64,
     },
-    /// The alarms that stand after the command.
+    /// The alarms that the command raised or cleared.
     Alarms(Vec<Alarm>),
     /// The command was a retry of one applied before, whose reply is no longer
     /// kept because it was too large.

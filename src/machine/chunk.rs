@@ -1,0 +1,230 @@
+//! What a chunk of entries has changed but not written yet, and reads through it.
+//!
+//! Point reads see the chunk's changes over the disk; so do scans of live keys.
+//! Other families are read from disk alone, so whoever scans them writes the
+//! chunk out first (`Machine::write_out`).
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Effect;
+use crate::mvcc::{self, Found, Keys, ReadError};
+use crate::storage::layout::{self, Change, Family, Record, VersionRef};
+use crate::storage::{Batch, Read, StateDb, StorageError, codec};
+use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space};
+
+/// The unwritten part of the state.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub batch: Batch,
+    pub events: Vec<Arc<RevisionEvents>>,
+    pub effects: Vec<Effect>,
+    /// Live keys as the chunk leaves them, by their key in `current`; `None` is removed.
+    current: BTreeMap<Vec<u8>, Option<Record>>,
+    /// How `current` was before the open transaction, to undo it.
+    undo: Vec<Undo>,
+}
+
+impl Chunk {
+    /// Takes out what is to be written; events and effects stay until they are published.
+    pub fn take_writes(&mut self) -> Batch {
+        debug_assert!(self.undo.is_empty(), "a transaction is open");
+        self.current.clear();
+        std::mem::take(&mut self.batch)
+    }
+}
+
+/// One change of `Chunk::current`, and what stood there before it.
+type Undo = (Vec<u8>, Option<Option<Record>>);
+
+/// The changes of one revision while it is being made. They reach the chunk's
+/// batch only when the whole transaction is known to succeed.
+pub(super) struct Transaction {
+    pub revision: Revision,
+    pub actor: Option<Arc<str>>,
+    pub time_ms: u64,
+    changes: Vec<Made>,
+}
+
+/// One change of a transaction.
+struct Made {
+    space: Space,
+    key: Bytes,
+    record: Option<Record>,
+    prev: Option<Record>,
+}
+
+impl Transaction {
+    pub fn new(revision: Revision, actor: Option<Arc<str>>, time_ms: u64) -> Transaction {
+        Transaction { revision, actor, time_ms, changes: Vec::new() }
+    }
+
+    /// Sets or removes a key that stood as `prev`.
+    pub fn change(
+        &mut self,
+        chunk: &mut Chunk,
+        space: Space,
+        key: Bytes,
+        record: Option<Record>,
+        prev: Option<Record>,
+    ) {
+        let place = layout::current(space, &key);
+        let before = chunk.current.insert(place.clone(), record.clone());
+        chunk.undo.push((place, before));
+        self.changes.push(Made { space, key, record, prev });
+    }
+
+    /// Whether the transaction changed nothing, and so has no revision.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Puts everything back as it was before the transaction.
+    pub fn abandon(self, chunk: &mut Chunk) {
+        for (place, before) in std::mem::take(&mut chunk.undo).into_iter().rev() {
+            match before {
+                Some(before) => chunk.current.insert(place, before),
+                None => chunk.current.remove(&place),
+            };
+        }
+    }
+
+    /// Makes the changes part of the chunk.
+    pub fn commit(self, db: &StateDb, chunk: &mut Chunk) {
+        chunk.undo.clear();
+        let mut events = Vec::with_capacity(self.changes.len());
+        for (sub, made) in self.changes.into_iter().enumerate() {
+            let sub = u32::try_from(sub).expect("a transaction is far smaller than 4 G changes");
+            let Made { space, key, record, prev } = made;
+            let batch = &mut chunk.batch;
+            let place = layout::current(space, &key);
+            match &record {
+                Some(record) => batch.put(db, Family::Current, &place, &codec::encode(record)),
+                None => batch.delete(db, Family::Current, &place),
+            }
+            move_attachment(db, batch, space, &key, prev.as_ref(), record.as_ref());
+            let version = VersionRef {
+                sub,
+                tombstone: record.is_none(),
+                digest: record.as_ref().map_or(0, mvcc::digest),
+            };
+            let version_key = layout::version(space, &key, self.revision);
+            batch.put(db, Family::Versions, &version_key, &codec::encode(&version));
+            let kind = if record.is_some() { EventKind::Put } else { EventKind::Delete };
+            let change = Change {
+                space,
+                kind,
+                key: key.clone(),
+                record: record.clone(),
+                actor: self.actor.clone(),
+                time_ms: self.time_ms,
+            };
+            batch.put(db, Family::History, &layout::history(self.revision, sub), &codec::encode(&change));
+            let kv = match record {
+                Some(record) => key_value(key.clone(), record),
+                None => mvcc::tombstone(key.clone(), self.revision),
+            };
+            let prev = prev.map(|prev| key_value(key, prev));
+            events.push(Arc::new(Event { space, kind, kv, prev }));
+        }
+        chunk.events.push(Arc::new(RevisionEvents { revision: self.revision, events }));
+    }
+}
+
+/// Keeps the lease's list of keys in step with the key's record.
+fn move_attachment(
+    db: &StateDb,
+    batch: &mut Batch,
+    space: Space,
+    key: &[u8],
+    prev: Option<&Record>,
+    now: Option<&Record>,
+) {
+    let lease_of = |record: Option<&Record>| record.map_or(LeaseId::NONE, |record| record.lease);
+    let (before, after) = (lease_of(prev), lease_of(now));
+    if before == after {
+        return;
+    }
+    if before.is_some() {
+        batch.delete(db, Family::Lease, &layout::lease_key(before, space, key));
+    }
+    if after.is_some() {
+        batch.put(db, Family::Lease, &layout::lease_key(after, space, key), b"");
+    }
+}
+
+/// A key and its record as clients see them, sharing the key's bytes.
+pub(super) fn key_value(key: Bytes, record: Record) -> KeyValue {
+    KeyValue {
+        key,
+        create_revision: record.create,
+        mod_revision: record.modified,
+        version: record.version,
+        lease: record.lease,
+        value: record.value,
+    }
+}
+
+/// The live keys as the chunk leaves them: its changes over the disk.
+pub(super) struct Layers<'a> {
+    pub db: &'a StateDb,
+    pub chunk: &'a Chunk,
+}
+
+impl Keys for Layers<'_> {
+    fn record(&self, space: Space, key: &[u8]) -> Result<Option<Record>, StorageError> {
+        match self.chunk.current.get(&layout::current(space, key)) {
+            Some(record) => Ok(record.clone()),
+            None => self.db.record(space, key),
+        }
+    }
+
+    fn visit(
+        &self,
+        space: Space,
+        range: &KeyRange,
+        visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
+    ) -> Result<(), ReadError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (lower, upper) = mvcc::range_bounds(space, range);
+        let mut changed = self.chunk.current.range(lower.clone()..upper.clone()).peekable();
+        let mut cursor = self.db.scan(Family::Current, &lower, Some(&upper));
+        cursor.seek_to_first();
+        loop {
+            let stored = cursor.item()?;
+            let change = changed.peek().copied();
+            let stored_is_first = match (stored, change) {
+                (None, None) => return Ok(()),
+                (Some((place, _)), Some((changed, _))) => place < &changed[..],
+                (stored, None) => stored.is_some(),
+                (None, Some(_)) => false,
+            };
+            let flow = match (stored, change) {
+                (Some((place, value)), _) if stored_is_first => {
+                    let flow = visit(&place[1..], Found::Encoded(value))?;
+                    cursor.next();
+                    flow
+                }
+                (stored, Some((place, record))) => {
+                    changed.next();
+                    if stored.is_some_and(|(hidden, _)| hidden == &place[..]) {
+                        cursor.next();
+                    }
+                    match record {
+                        Some(record) => visit(&place[1..], Found::Decoded(record))?,
+                        None => ControlFlow::Continue(()),
+                    }
+                }
+                (_, None) => return Ok(()),
+            };
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+    }
+}
