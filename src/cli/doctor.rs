@@ -12,7 +12,6 @@ use super::diagnosis::{AlarmFacts, Facts, Hash, MemberFacts, Probe, Severity, di
 use super::error::CliError;
 use super::output::say;
 use super::{Context, http};
-use crate::telemetry;
 use crate::types::{KeyRange, MemberKind, RangeQuery, Revision, Space};
 
 /// How long one member's HTTP side may take.
@@ -131,7 +130,7 @@ async fn hash(context: &Context, probed: Option<&Probed>, revision: Revision) ->
 
 fn member_facts(member: MemberInfo, probed: Result<Probed, String>, hash: Option<Hash>) -> MemberFacts {
     let probe = probed.map(|(status, clock_ahead_ms, page, _)| {
-        let free = page.as_ref().and_then(|page| http::metric(&page.body, telemetry::DISK_FREE_BYTES));
+        let free = page.as_ref().and_then(|page| http::metric(&page.body, "mainstay_disk_free_bytes"));
         Probe {
             leader: status.leader,
             term: status.term,

@@ -74,9 +74,68 @@ impl CliError {
         CliError::Io { what: path.into().display().to_string(), source }
     }
 
+    /// The exit code that says it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Usage(_) => USAGE,
+            CliError::NotFound(_) => NOT_FOUND,
+            CliError::Conflict(_) => CONFLICT,
+            CliError::Unavailable(_) => UNAVAILABLE,
+            CliError::Client(error) => client_exit_code(error),
+            CliError::Child(code) => *code,
+            CliError::OutputClosed | CliError::Failed(_) | CliError::Io { .. } => ERROR,
+        }
+    }
+
+    /// Whether the same could work a moment later.
+    pub fn may_retry(&self) -> bool {
+        match self {
+            CliError::Client(error) => error.may_retry(),
+            CliError::Unavailable(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether an answer did not fit into a message: fewer keys at once may.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, CliError::Client(ClientError::Refused { message, .. })
+            if message.contains("too large") || message.contains("larger than") || message.contains("returns more than"))
+    }
+
+    /// Whether a lease could not be created because it is there.
+    pub fn is_lease_exists(&self) -> bool {
+        matches!(self, CliError::Client(ClientError::Refused { message, .. })
+            if message == "etcdserver: lease already exists")
+    }
+
     /// An error while doing `what`.
     pub fn io(what: impl Into<String>, source: std::io::Error) -> CliError {
         CliError::Io { what: what.into(), source }
+    }
+}
+
+/// gRPC's numbers for the codes that matter here.
+const INVALID_ARGUMENT: i32 = 3;
+const GRPC_NOT_FOUND: i32 = 5;
+const ALREADY_EXISTS: i32 = 6;
+const FAILED_PRECONDITION: i32 = 9;
+const OUT_OF_RANGE: i32 = 11;
+
+fn client_exit_code(error: &ClientError) -> u8 {
+    match error {
+        ClientError::Refused { code, message } => match i32::from(*code) {
+            GRPC_NOT_FOUND => NOT_FOUND,
+            // etcd says this with the code of a malformed request.
+            INVALID_ARGUMENT if message == "etcdserver: key not found" => NOT_FOUND,
+            INVALID_ARGUMENT => USAGE,
+            ALREADY_EXISTS | FAILED_PRECONDITION | OUT_OF_RANGE => CONFLICT,
+            _ => ERROR,
+        },
+        ClientError::NotDone { .. } | ClientError::Unknown { .. } => UNAVAILABLE,
+        ClientError::Compacted { .. } => CONFLICT,
+        ClientError::LeaseGone { .. } => NOT_FOUND,
+        ClientError::BadAddress(_) | ClientError::NoEndpoints | ClientError::BadMetadata { .. } => USAGE,
+        ClientError::WatchCanceled { .. } | ClientError::Protocol(_) => ERROR,
     }
 }
 

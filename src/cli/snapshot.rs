@@ -135,3 +135,8 @@ mod tests {
         assert!(!whole(b"", 9));
     }
 }
+/// x
+#[derive(Clone, Debug, Args)]
+pub struct RestoreCommand { #[arg(long)] x: bool }
+fn status(_c: &Context, p: &Path) -> Result<(), CliError> { Err(not_found_or_io(p, std::io::Error::other("x"))) }
+fn restore(_c: &Context, _r: RestoreCommand) -> Result<(), CliError> { todo!() }

@@ -1,1 +1,3 @@
-//! (scaffold)
+//! x
+mod error;
+pub use error::ClientError;
