@@ -54,14 +54,10 @@ pub struct Finding {
 pub struct Probe {
     /// The leader it follows, 0 if none.
     pub leader: u64,
-    /// Its term.
-    pub term: u64,
     /// The last index it knows to be in the log.
     pub raft_index: u64,
     /// The last index it has applied.
     pub applied_index: u64,
-    /// Bytes of its store.
-    pub db_bytes: u64,
     /// Bytes in use of them.
     pub db_live_bytes: u64,
     /// The quota in bytes, 0 if it is not known.
@@ -98,8 +94,6 @@ pub struct MemberFacts {
     pub name: String,
     /// Whether it does not vote.
     pub is_learner: bool,
-    /// Whether it is an observer, which never votes.
-    pub is_observer: bool,
     /// Where it serves clients; empty if it has never started.
     pub client_urls: Vec<String>,
     /// What it said, or why it said nothing.
@@ -406,12 +400,12 @@ fn shape(facts: &Facts, findings: &mut Vec<Finding>) {
             "use observers (`member add --kind observer`) to scale reads",
         );
     }
-    for member in facts.members.iter().filter(|member| member.is_learner && !member.is_observer) {
+    for member in facts.members.iter().filter(|member| member.is_learner) {
         push(
             findings,
             Severity::Note,
-            format!("member {} is a learner and does not vote", member.label()),
-            format!("when it has caught up: `mainstay member promote {:x}`", member.id),
+            format!("member {} does not vote: it is a learner or an observer", member.label()),
+            format!("a learner that has caught up gets a vote by `mainstay member promote {:x}`", member.id),
         );
     }
     let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -486,7 +480,6 @@ mod tests {
             id,
             name: format!("node{id}"),
             is_learner: false,
-            is_observer: false,
             client_urls: vec![format!("http://host{id}:2379")],
             probe,
         }
@@ -498,7 +491,6 @@ mod tests {
             id,
             Ok(Probe {
                 leader: 1,
-                term: 2,
                 raft_index: 100,
                 applied_index: 100,
                 version: "3.7.0".to_owned(),
@@ -608,7 +600,7 @@ mod tests {
         facts.members.push(healthy(4));
         assert_finds(&facts, Severity::Warning, "4 voting members survive the loss of 1");
         facts.members[3].is_learner = true;
-        assert_finds(&facts, Severity::Note, "node4 (4) is a learner");
+        assert_finds(&facts, Severity::Note, "node4 (4) does not vote");
         let mut facts = three();
         for member in &mut facts.members {
             member.client_urls = vec!["http://127.0.0.1:1".to_owned()];

@@ -12,7 +12,8 @@ use super::diagnosis::{AlarmFacts, Facts, Hash, MemberFacts, Probe, Severity, di
 use super::error::CliError;
 use super::output::say;
 use super::{Context, http};
-use crate::types::{KeyRange, MemberKind, RangeQuery, Revision, Space};
+use crate::telemetry;
+use crate::types::Revision;
 
 /// How long one member's HTTP side may take.
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,11 +80,7 @@ async fn gather(context: &Context) -> Facts {
             let facts_of = |(member, kind): (u64, String)| AlarmFacts { member, kind };
             facts.alarms = alarms.into_iter().map(facts_of).collect::<BTreeSet<_>>().into_iter().collect();
         }
-        let query = RangeQuery {
-            count_only: true,
-            ..RangeQuery::all(Space::User, KeyRange::Single(bytes::Bytes::from_static(b"health")))
-        };
-        facts.quorum_read = Some(api.range(&query, false).await.map(|_| ()).map_err(|error| error.to_string()));
+        facts.quorum_read = Some(api.health().await.map_err(|error| error.to_string()));
     }
     facts
 }
@@ -130,13 +127,11 @@ async fn hash(context: &Context, probed: Option<&Probed>, revision: Revision) ->
 
 fn member_facts(member: MemberInfo, probed: Result<Probed, String>, hash: Option<Hash>) -> MemberFacts {
     let probe = probed.map(|(status, clock_ahead_ms, page, _)| {
-        let free = page.as_ref().and_then(|page| http::metric(&page.body, "mainstay_disk_free_bytes"));
+        let free = page.as_ref().and_then(|page| http::metric(&page.body, telemetry::DISK_FREE_BYTES));
         Probe {
             leader: status.leader,
-            term: status.term,
             raft_index: status.raft_index,
             applied_index: status.applied_index,
-            db_bytes: status.db_bytes,
             db_live_bytes: status.db_live_bytes,
             quota_bytes: status.quota_bytes,
             version: status.version,
@@ -151,7 +146,6 @@ fn member_facts(member: MemberInfo, probed: Result<Probed, String>, hash: Option
         id: member.id,
         name: member.name,
         is_learner: member.is_learner,
-        is_observer: member.kind == Some(MemberKind::Observer),
         client_urls: member.client_urls,
         probe,
     }

@@ -158,12 +158,12 @@ pub struct Show {
 pub async fn get(context: &Context, command: GetCommand) -> Result<(), CliError> {
     let query = command.get.query()?;
     let serializable = command.consistency == Consistency::Serializable;
-    let (header, reply) = context.api().await?.range(&query, serializable).await?;
+    let (revision, reply) = context.api().await?.range(&query, serializable).await?;
     let is_single = matches!(query.range, KeyRange::Single(_));
     let show = Show { hex: command.hex, keys_only: query.keys_only, value_only: command.print_value_only };
     let out = &context.out;
     if out.is_json() {
-        out.json(&range_json(header.revision, &reply, !query.keys_only))?;
+        out.json(&range_json(revision, &reply, !query.keys_only))?;
     } else if query.count_only {
         out.line(reply.count.to_string())?;
     } else if command.raw {

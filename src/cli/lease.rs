@@ -11,6 +11,9 @@ use super::error::CliError;
 use super::output::{put_bytes, say};
 use crate::types::LeaseId;
 
+/// The wait before a renewal that failed is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
 /// `mainstay lease`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum LeaseCommand {
@@ -97,14 +100,10 @@ pub async fn lease(context: &Context, command: LeaseCommand) -> Result<(), CliEr
 
 async fn keep_alive(context: &Context, command: KeepAlive) -> Result<(), CliError> {
     let id = command.id;
-    let gone = || CliError::NotFound(format!("lease {id} does not exist or has expired"));
-    let mut failures = 0_u32;
+    let mut keeper = context.api().await?.lease_keeper(id);
     loop {
-        let result = async { context.api().await?.lease_keep_alive(id).await }.await;
-        let wait = match result {
-            Ok(ttl) if ttl <= 0 => return Err(gone()),
+        let wait = match keeper.keep().await {
             Ok(ttl) => {
-                failures = 0;
                 context.out.either(
                     || json!({ "id": id.to_string(), "ttl_s": ttl }),
                     format!("lease {id} keepalived with TTL({ttl})"),
@@ -115,11 +114,10 @@ async fn keep_alive(context: &Context, command: KeepAlive) -> Result<(), CliErro
                 Duration::from_millis((ttl.unsigned_abs() * 1000 / 3).max(100))
             }
             Err(error) if error.may_retry() && !command.once => {
-                failures += 1;
                 say(format!("not renewed ({error}); trying again"));
-                Duration::from_millis(200 * u64::from(failures.min(10)))
+                RETRY_DELAY
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         tokio::time::sleep(wait).await;
     }

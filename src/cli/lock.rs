@@ -25,6 +25,7 @@ use super::args::{bytes_of, os_string};
 use super::error::CliError;
 use super::output::{kv_json, plain, say};
 use super::signals::Signals;
+use crate::client::ClientError;
 use crate::types::LeaseId;
 
 /// The wait between two attempts to get or renew something.
@@ -140,7 +141,7 @@ async fn hold(context: &Context, what: What, ttl: i64, command: &[OsString]) -> 
             Err(error) => Err(error),
             Ok(held) => {
                 let done = while_held(context, &what, &held, command, &mut alive, &mut signals).await;
-                let released = release(context, &what, &held).await;
+                let released = release(context, &held).await;
                 done.and_then(|()| released)
             }
         },
@@ -173,35 +174,39 @@ async fn acquire(context: &Context, what: &What, lease: LeaseId) -> Result<Held,
     }
 }
 
-async fn release(context: &Context, what: &What, held: &Held) -> Result<(), CliError> {
-    let api = context.api().await?;
-    match what {
-        What::Lock(_) => api.unlock(held).await,
-        What::Election(..) => api.resign(held).await,
-    }
+async fn release(context: &Context, held: &Held) -> Result<(), CliError> {
+    context.api().await?.release(held).await
 }
 
 /// Renews the lease until that is no longer possible; then says why.
 async fn keep_alive(context: &Context, lease: LeaseId, ttl: i64) -> CliError {
+    let mut keeper = match context.api().await {
+        Ok(api) => api.lease_keeper(lease),
+        Err(error) => return error,
+    };
     let ttl = Duration::from_secs(ttl.unsigned_abs());
+    // Counted from before the request: the server's clock for the lease begins later.
     let mut renewed = Instant::now();
     loop {
-        tokio::time::sleep(ttl / 3).await;
+        tokio::time::sleep_until(renewed + ttl / 3).await;
         loop {
             let begun = Instant::now();
-            let result = async { context.api().await?.lease_keep_alive(lease).await }.await;
-            match result {
-                Ok(remaining) if remaining > 0 => {
+            let left = (renewed + ttl).saturating_duration_since(begun);
+            match tokio::time::timeout(left, keeper.keep()).await {
+                Ok(Ok(_)) => {
                     renewed = begun;
                     break;
                 }
-                Ok(_) => return CliError::Conflict("the lease expired: another may hold it now".to_owned()),
-                Err(error) if renewed.elapsed() >= ttl => {
-                    return CliError::Unavailable(format!(
-                        "the lease could not be renewed in its time ({error}): another may hold it now"
-                    ));
+                Ok(Err(ClientError::LeaseGone { .. })) => {
+                    return CliError::Conflict("the lease expired: another may hold it now".to_owned());
                 }
-                Err(_) => tokio::time::sleep(RETRY_DELAY).await,
+                Ok(Err(error)) if !error.may_retry() => return error.into(),
+                Ok(Err(_)) => tokio::time::sleep(RETRY_DELAY).await,
+                Err(_) => {
+                    return CliError::Unavailable(
+                        "the lease could not be renewed in its time: another may hold it now".to_owned(),
+                    );
+                }
             }
         }
     }

@@ -177,11 +177,10 @@ fn show(context: &Context, members: &[MemberInfo]) -> Result<(), CliError> {
             member.peer_urls.join(","),
             member.client_urls.join(","),
             member.is_learner.to_string(),
-            member.kind.map_or_else(|| "-".to_owned(), |kind| kind.to_string()),
         ]
     });
     out.rows(
-        &["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER", "KIND"],
+        &["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"],
         rows.collect(),
     )
 }
@@ -193,6 +192,5 @@ fn member_json(member: &MemberInfo) -> Value {
         "peer_urls": member.peer_urls,
         "client_urls": member.client_urls,
         "is_learner": member.is_learner,
-        "kind": member.kind.map(|kind| kind.to_string()),
     })
 }

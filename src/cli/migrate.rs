@@ -50,7 +50,7 @@ impl Pages {
         if self.done {
             return Ok(Vec::new());
         }
-        let (header, reply) = loop {
+        let (revision, reply) = loop {
             let query = RangeQuery {
                 revision: self.revision,
                 limit: self.limit,
@@ -64,7 +64,7 @@ impl Pages {
             }
         };
         if self.revision == Revision(0) {
-            self.revision = header.revision;
+            self.revision = revision;
         }
         self.count.get_or_insert(reply.count);
         self.done = !reply.more;
@@ -180,7 +180,7 @@ async fn move_lease(
             Ok((granted, _)) => Moved::To(granted),
             // A repeated import, or an unknown outcome that was a success: it is there.
             Err(error) if error.is_lease_exists() => {
-                target.lease_keep_alive(id).await?;
+                target.lease_keeper(id).keep().await?;
                 Moved::To(id)
             }
             Err(error) => return Err(error),

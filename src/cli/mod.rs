@@ -127,7 +127,7 @@ impl Context {
 
     /// The cluster, or one member of it, at other endpoints.
     async fn api_at(&self, endpoints: &[String]) -> Result<Api, CliError> {
-        Api::connect(endpoints, &self.global, &self.env)
+        Api::connect(endpoints, &self.global)
     }
 }
 

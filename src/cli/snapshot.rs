@@ -66,10 +66,11 @@ async fn save(context: &Context, path: &Path) -> Result<(), CliError> {
     let bar = progress::bytes();
     let mut stream = context.api().await?.snapshot().await?;
     let mut check = TailHash::default();
-    while let Some(chunk) = stream.next().await? {
-        check.take(&chunk);
-        partial.write_all(&chunk).map_err(|e| CliError::file(path, e))?;
-        bar.inc(chunk.len() as u64);
+    while let Some(piece) = stream.next().await? {
+        check.take(&piece.bytes);
+        partial.write_all(&piece.bytes).map_err(|e| CliError::file(path, e))?;
+        bar.set_length(bar.position() + piece.bytes.len() as u64 + piece.remaining_bytes);
+        bar.inc(piece.bytes.len() as u64);
     }
     let bytes = check.total;
     if !check.is_whole() {

@@ -1,27 +1,23 @@
 //! `watch`: prints changes as they happen, and runs a command for each if asked.
 //!
-//! A watch outlives its connection: it goes on from the revision after the last
-//! one printed, on whichever endpoint answers, so nothing is missed or repeated.
+//! A watch outlives its connection: the client goes on from the revision after
+//! the last one it handed out, on whichever endpoint answers, so nothing is
+//! missed or repeated.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use tokio::process::Command;
 
 use super::Context;
-use super::api::{WatchItem, WatchRequest};
 use super::args::{RangeArgs, os_string};
 use super::error::CliError;
 use super::kv::{Show, kv_lines};
 use super::output::{kv_json, say};
+use crate::client::WatchOptions;
 use crate::types::{Event, EventKind, Revision};
-
-/// The wait before the first attempt to reconnect; doubled after each, up to the next constant.
-const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(100);
-const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// A kind of change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,84 +74,35 @@ pub async fn watch(context: &Context, command: WatchCommand) -> Result<(), CliEr
     if command.rev < 0 || command.max_events == Some(0) {
         return Err(CliError::Usage("--rev and --max-events count from 1".to_owned()));
     }
-    let mut request = WatchRequest {
-        range: command.keys.range()?,
+    let options = WatchOptions {
         start: Revision(command.rev),
         prev_kv: command.prev_kv,
-        only: command.filter.map(|kind| match kind {
-            Kind::Put => EventKind::Put,
-            Kind::Delete => EventKind::Delete,
-        }),
         progress_notify: command.progress_notify,
+        no_put: command.filter == Some(Kind::Delete),
+        no_delete: command.filter == Some(Kind::Put),
+        ..WatchOptions::new(command.keys.range()?)
     };
-    let mut printed = 0;
-    let mut delay = RECONNECT_DELAY_MIN;
-    let mut ready_file = command.ready_file.clone();
-    let mut connected_once = false;
-    loop {
-        match follow(context, &command, &mut request, &mut printed, &mut ready_file, &mut connected_once).await {
-            Ok(()) => return Ok(()),
-            Err(error) if connected_once && error.may_retry() => {
-                say(format!("the watch was interrupted ({error}); going on from revision {}", request.start));
-                tokio::time::sleep(delay).await;
-                delay = (delay * 2).min(RECONNECT_DELAY_MAX);
-            }
-            Err(error) => return Err(error),
-        }
-        if request.start > Revision(0) && connected_once {
-            delay = RECONNECT_DELAY_MIN.max(delay / 2);
-        }
+    let mut watch = context.api().await?.watch(options).await?;
+    if let Some(path) = &command.ready_file {
+        std::fs::write(path, b"").map_err(|e| CliError::file(path, e))?;
     }
-}
-
-/// One connection's worth of the watch. Ends well only when enough was printed.
-async fn follow(
-    context: &Context,
-    command: &WatchCommand,
-    request: &mut WatchRequest,
-    printed: &mut u64,
-    ready_file: &mut Option<PathBuf>,
-    connected_once: &mut bool,
-) -> Result<(), CliError> {
-    let mut stream = context.api().await?.watch(request.clone()).await?;
+    let mut printed = 0;
     loop {
-        match stream.next().await? {
-            WatchItem::Created { revision } => {
-                *connected_once = true;
-                if request.start == Revision(0) {
-                    // From here on a broken connection must not lose what happens in between.
-                    request.start = revision.next();
-                }
-                if let Some(path) = ready_file.take() {
-                    std::fs::write(&path, b"").map_err(|e| CliError::file(&path, e))?;
-                }
+        let batch = watch.next().await?;
+        for event in &batch.events {
+            print(context, &command, event)?;
+            run(&command, event).await?;
+            printed += 1;
+            if command.max_events.is_some_and(|max| printed >= max) {
+                return Ok(());
             }
-            WatchItem::Progress { revision } => {
-                request.start = request.start.max(revision.next());
-                if command.progress_notify {
-                    context.out.either(
-                        || json!({ "progress": revision.0 }),
-                        format!("progress: everything up to revision {revision} was sent"),
-                    )?;
-                }
-            }
-            WatchItem::Compacted { revision } => {
-                return Err(CliError::Conflict(format!(
-                    "the history before revision {revision} is compacted; read the keys and watch from there"
-                )));
-            }
-            WatchItem::Events(events) => {
-                for event in &events {
-                    print(context, command, event)?;
-                    run(command, event).await?;
-                    *printed += 1;
-                    if command.max_events.is_some_and(|max| *printed >= max) {
-                        return Ok(());
-                    }
-                }
-                if let Some(last) = events.last() {
-                    request.start = last.kv.mod_revision.next();
-                }
+        }
+        if batch.events.is_empty() && command.progress_notify {
+            let revision = batch.revision;
+            if context.out.is_json() {
+                context.out.json_line(&json!({ "progress": revision.0 }))?;
+            } else {
+                context.out.line(format!("progress: everything up to revision {revision} was sent"))?;
             }
         }
     }
