@@ -71,12 +71,15 @@ pub struct LogReader {
 struct Shared {
     engine: Arc<dyn LogEngine>,
     tail_bytes: usize,
-    log: Mutex<Log>,
+    /// Shared with callbacks, which must not keep the engine open.
+    log: Arc<Mutex<Log>>,
 }
 
 #[derive(Default)]
 struct Log {
     purged: Option<LogId>,
+    /// Where the log began when it was last appended to while empty.
+    begin: u64,
     /// The last entry; `None` when the log has none.
     last: Option<LogId>,
     vote: Option<Vote>,
@@ -98,7 +101,7 @@ struct Tailed {
 
 impl Log {
     fn first_index(&self) -> u64 {
-        self.purged.as_ref().map_or(0, |purged| purged.index + 1)
+        self.purged.as_ref().map_or(0, |purged| purged.index + 1).max(self.begin)
     }
 
     /// One above the last index.
@@ -185,7 +188,7 @@ impl LogStore {
         };
         let permits = (options.unflushed_bytes_max / PERMIT_BYTES).clamp(1, Semaphore::MAX_PERMITS / 2);
         let permits = permits.min(u32::MAX as usize);
-        let shared = Shared { engine, tail_bytes: options.tail_bytes, log: Mutex::new(log) };
+        let shared = Shared { engine, tail_bytes: options.tail_bytes, log: Arc::new(Mutex::new(log)) };
         Ok(LogStore {
             shared: Arc::new(shared),
             unflushed: Arc::new(Semaphore::new(permits)),
@@ -205,8 +208,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let log = self.shared.log.lock();
-        let last_log_id = log.last.clone().or_else(|| log.purged.clone());
-        Ok(LogState { last_purged_log_id: log.purged.clone(), last_log_id })
+        let last_log_id = log.last.or(log.purged);
+        Ok(LogState { last_purged_log_id: log.purged, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -240,9 +243,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let log = self.shared.log.lock();
         // After a crash the state machine may have been told of more than the
         // disk still holds, and openraft applies up to here when it starts.
-        let last = log.last.as_ref().or(log.purged.as_ref());
-        Ok(log.committed.clone().and_then(|committed| match last {
-            Some(last) if committed.index > last.index => Some(last.clone()),
+        let last = log.last.or(log.purged);
+        Ok(log.committed.and_then(|committed| match last {
+            Some(last) if committed.index > last.index => Some(last),
             Some(_) => Some(committed),
             None => None,
         }))
@@ -267,17 +270,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut log = self.shared.log.lock();
             for (record, entry) in encoded {
                 records.push((entry.log_id.index, record.clone()));
-                log.last = Some(entry.log_id.clone());
+                if log.last.is_none() {
+                    log.begin = entry.log_id.index;
+                }
+                log.last = Some(entry.log_id);
                 log.tail_bytes += record.len();
                 log.tail.push_back(Tailed { entry, bytes: record.len(), append });
             }
         }
-        let shared = self.shared.clone();
+        let (log, tail_bytes) = (self.shared.log.clone(), self.shared.tail_bytes);
         let done = Box::new(move |result: LogResult| {
             if result.is_ok() {
-                let mut log = shared.log.lock();
+                let mut log = log.lock();
                 log.written = append;
-                log.evict(shared.tail_bytes);
+                log.evict(tail_bytes);
             }
             drop(permit);
             callback.io_completed(result.map_err(io::Error::other));
@@ -306,7 +312,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let position = record::encode_position(Some(&log_id)).into();
         {
             let mut log = self.shared.log.lock();
-            if upto < log.first_index() {
+            if log.purged.as_ref().is_some_and(|purged| upto <= purged.index) {
                 return Ok(());
             }
             log.purge_upto(upto);

@@ -84,7 +84,7 @@ impl DataDir {
             Some(identity) => identity,
             None => {
                 check_is_empty(path)?;
-                // The least chance of 0, which would mean "not claimed yet".
+                // 0 would mean "not claimed yet".
                 let fresh = Identity { disk: env.random_u64().max(1), standing: Standing::Unclaimed };
                 fresh.write(&path.join(IDENTITY))?;
                 fresh
@@ -273,13 +273,16 @@ fn unusable(path: &Path, source: std::io::Error) -> StorageError {
 }
 
 fn create(path: &Path) -> Result<(), StorageError> {
-    let absent = std::fs::symlink_metadata(path).is_err();
+    let absent = path.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+    let absent: Vec<&Path> = absent.collect();
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.and_then(|()| std::fs::read_dir(path).map(drop)).map_err(|source| unusable(path, source))?;
-    match path.parent().filter(|parent| absent && !parent.as_os_str().is_empty()) {
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
+    // Each new name is an entry of its parent, and durable only with it.
+    for parent in absent.iter().filter_map(|path| path.parent()) {
+        let here = Path::new(".");
+        sync_dir(if parent.as_os_str().is_empty() { here } else { parent })?;
     }
+    Ok(())
 }
 
 fn make_dir(path: &Path) -> Result<(), StorageError> {

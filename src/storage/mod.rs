@@ -10,9 +10,12 @@ pub mod layout;
 pub mod log;
 mod state;
 
+pub mod archive;
+pub mod snapshot;
+
 pub use dir::{DataDir, DataDirOptions, DiskSpace};
 pub use identity::{Identity, Standing};
-pub use state::{Batch, Cursor, Read, Snapshot, StateDb, StateOptions};
+pub use state::{Batch, Cursor, Read, Snapshot, StateDb, StateOptions, WeakStateDb};
 
 /// Why the disk could not do what it was asked.
 ///

@@ -7,7 +7,7 @@
 //! [`StateDb::flush`] returns.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
@@ -37,6 +37,18 @@ impl Default for StateOptions {
 #[derive(Clone)]
 pub struct StateDb {
     db: Arc<DB>,
+}
+
+/// Does not keep a database open, but knows whether somebody does.
+pub struct WeakStateDb {
+    db: Weak<DB>,
+}
+
+impl WeakStateDb {
+    /// Whether every handle and every snapshot of the database is gone.
+    pub fn is_closed(&self) -> bool {
+        self.db.strong_count() == 0
+    }
 }
 
 /// Reads that a database, a snapshot of it, and an overlay over it all answer.
@@ -154,6 +166,28 @@ impl StateDb {
         });
         let db = DB::open_cf_descriptors(&db_options, path, families)?;
         Ok(StateDb { db: Arc::new(db) })
+    }
+
+    /// Opens the database in `path` for reading, without changing its content.
+    /// The engine leaves a log file of its own behind.
+    ///
+    /// # Errors
+    /// [`StorageError::Engine`] when it is absent or damaged.
+    pub fn open_read_only(path: &Path, options: &StateOptions) -> Result<StateDb, StorageError> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let mut db_options = Options::default();
+        db_options.set_max_open_files(64);
+        db_options.set_paranoid_checks(true);
+        let families = Family::ALL.map(|family| {
+            ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
+        });
+        let db = DB::open_cf_descriptors_read_only(&db_options, path, families, false)?;
+        Ok(StateDb { db: Arc::new(db) })
+    }
+
+    /// Tells later whether this database is still open, without keeping it so.
+    pub fn downgrade(&self) -> WeakStateDb {
+        WeakStateDb { db: Arc::downgrade(&self.db) }
     }
 
     /// Writes a batch into memory: visible to every later read and snapshot,

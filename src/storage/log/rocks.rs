@@ -11,8 +11,10 @@
 //! | `meta` | `purged` | `codec`: index and the caller's bytes |
 //!
 //! After a crash a torn record at the end of the WAL is dropped: it was never
-//! acknowledged. Damage before the end, a WAL or table file that is missing, and
-//! a hole in the indexes are errors at open. A flipped byte in a table is an
+//! acknowledged. Damage before the end, an older WAL or a table file that is
+//! missing or cut, and a hole in the indexes are errors at open. (The newest WAL
+//! cannot be told from one that was never written: its loss is seen only by the
+//! marker of the data directory, if the whole log went with it.) A flipped byte in a table is an
 //! error when its block is read: at open above the applied index, later below.
 
 use std::ops::Range;

@@ -11,6 +11,11 @@ pub mod etcdserverpb {
     include!("etcdserverpb.rs");
 }
 pub mod mainstay {
+    pub mod peer {
+        pub mod v1 {
+            include!("mainstay.peer.v1.rs");
+        }
+    }
     pub mod v1 {
         include!("mainstay.v1.rs");
     }
@@ -24,4 +29,5 @@ pub mod v3electionpb {
 pub mod v3lockpb {
     include!("v3lockpb.rs");
 }
+pub use mainstay::peer::v1 as peer_v1;
 pub use mainstay::v1 as mainstay_v1;

@@ -1,0 +1,407 @@
+//! etcd's Watch service: one stream of requests in, one of responses out, any
+//! number of watchers between.
+//!
+//! It turns requests into the hub's terms and the hub's messages into
+//! responses, and decides nothing else. Responses are made only when the
+//! connection asks for one, so a client that does not read costs its cursors
+//! and no more. An event is encoded once; its bytes are spliced into every
+//! response that carries it, which is why the codec here is our own.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic::codegen::{Body, Service, StdError, http};
+use tonic::{Status, Streaming};
+
+use crate::node::{Node, NodeError};
+use crate::types::{ApplyError, ClusterId, Event, EventKind, KeyRange, KeyValue, NodeId, Revision, Space};
+use crate::watch::{Hub, WatchMessage, WatchMessageKind, WatchSpec, WatchStream};
+use crate::wire::etcdserverpb::watch_create_request::FilterType;
+use crate::wire::etcdserverpb::watch_request::RequestUnion;
+use crate::wire::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::wire::mvccpb;
+
+/// What the operator may tune of the service.
+#[derive(Clone, Debug)]
+pub struct WatchServiceOptions {
+    /// The largest request accepted, in bytes.
+    pub request_bytes_max: usize,
+    /// How long a node may be without a leader before it ends the streams that
+    /// asked for one. An election alone should not: it costs less than all
+    /// clients reconnecting. etcd waits three election timeouts.
+    pub leaderless_grace: Duration,
+}
+
+impl Default for WatchServiceOptions {
+    fn default() -> Self {
+        let leaderless_grace = Duration::from_millis(3 * 600);
+        WatchServiceOptions { request_bytes_max: (1536 + 512) << 10, leaderless_grace }
+    }
+}
+
+/// What the service needs to know of the node.
+struct Surroundings {
+    hub: Arc<Hub>,
+    cluster_id: ClusterId,
+    member_id: NodeId,
+    term: Box<dyn Fn() -> u64 + Send + Sync>,
+    leader: watch::Receiver<NodeId>,
+    options: WatchServiceOptions,
+}
+
+/// The service. Clones share it.
+#[derive(Clone)]
+pub struct WatchService {
+    surroundings: Arc<Surroundings>,
+}
+
+impl WatchService {
+    /// The service over a node's hub.
+    pub fn new(node: &Arc<Node>, options: WatchServiceOptions) -> WatchService {
+        let surroundings = Surroundings {
+            hub: node.hub().clone(),
+            cluster_id: node.cluster_id(),
+            member_id: node.id(),
+            term: Box::new({
+                let node = node.clone();
+                move || node.status().term
+            }),
+            leader: node.leader_changes(),
+            options,
+        };
+        WatchService { surroundings: Arc::new(surroundings) }
+    }
+}
+
+impl tonic::server::NamedService for WatchService {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
+
+impl<B> Service<http::Request<B>> for WatchService
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        if request.uri().path() != "/etcdserverpb.Watch/Watch" {
+            return Box::pin(async { Ok(Status::unimplemented("").into_http()) });
+        }
+        let method = WatchMethod { surroundings: self.surroundings.clone() };
+        let request_bytes_max = self.surroundings.options.request_bytes_max;
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(FrameCodec)
+                .apply_max_message_size_config(Some(request_bytes_max), None);
+            Ok(grpc.streaming(method, request).await)
+        })
+    }
+}
+
+/// The one method, as tonic calls it.
+struct WatchMethod {
+    surroundings: Arc<Surroundings>,
+}
+
+impl tonic::server::StreamingService<WatchRequest> for WatchMethod {
+    type Response = Frame;
+    type ResponseStream = BoxStream<'static, Result<Frame, Status>>;
+    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<WatchRequest>>) -> Self::Future {
+        let surroundings = self.surroundings.clone();
+        Box::pin(async move {
+            let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+            let requests = request.into_inner().boxed();
+            let session = Session::new(surroundings, requests, wants_leader)?;
+            Ok(tonic::Response::new(session.into_stream().boxed()))
+        })
+    }
+}
+
+/// One stream of one client.
+struct Session {
+    surroundings: Arc<Surroundings>,
+    watchers: WatchStream,
+    /// `None` when the client has closed its side: its watchers go on.
+    requests: Option<BoxStream<'static, Result<WatchRequest, Status>>>,
+    /// Followed when the client asked for a leader.
+    leader: Option<watch::Receiver<NodeId>>,
+    /// When the patience with a node without a leader ends.
+    leaderless_until: Option<Instant>,
+}
+
+impl Session {
+    fn new(
+        surroundings: Arc<Surroundings>,
+        requests: BoxStream<'static, Result<WatchRequest, Status>>,
+        wants_leader: bool,
+    ) -> Result<Session, Status> {
+        if wants_leader && *surroundings.leader.borrow() == 0 {
+            return Err(no_leader());
+        }
+        let leader = wants_leader.then(|| surroundings.leader.clone());
+        let watchers = surroundings.hub.stream();
+        Ok(Session { surroundings, watchers, requests: Some(requests), leader, leaderless_until: None })
+    }
+
+    fn into_stream(self) -> impl futures_util::Stream<Item = Result<Frame, Status>> + Send {
+        futures_util::stream::unfold(Some(self), |session| async {
+            let mut session = session?;
+            match session.turn().await? {
+                Ok(frame) => Some((Ok(frame), Some(session))),
+                Err(status) => Some((Err(status), None)),
+            }
+        })
+    }
+
+    /// The next response; `None` when the client is gone.
+    async fn turn(&mut self) -> Option<Result<Frame, Status>> {
+        // One request between any two messages, so that a busy watcher can be
+        // canceled, and a client that only asks is answered.
+        if let Some(requests) = &mut self.requests
+            && let Some(request) = requests.next().now_or_never()
+        {
+            self.on_request(request)?;
+        }
+        loop {
+            let leaderless = async {
+                let grace = self.surroundings.options.leaderless_grace;
+                match &mut self.leader {
+                    Some(leader) => leaderless(leader, &mut self.leaderless_until, grace).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let request = async {
+                match &mut self.requests {
+                    Some(requests) => requests.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = leaderless => return Some(Err(no_leader())),
+                message = self.watchers.next() => {
+                    let stopped = || Status::unavailable(NodeError::Stopped.to_string());
+                    return Some(message.map(|message| self.frame(message)).ok_or_else(stopped));
+                }
+                request = request => self.on_request(request)?,
+            }
+        }
+    }
+
+    /// Does what the client asks; `None` when it is gone.
+    fn on_request(&mut self, request: Option<Result<WatchRequest, Status>>) -> Option<()> {
+        let request = match request {
+            Some(request) => request.ok()?,
+            None => {
+                self.requests = None;
+                return Some(());
+            }
+        };
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
+            Some(RequestUnion::CancelRequest(cancel)) => self.watchers.cancel(cancel.watch_id),
+            Some(RequestUnion::ProgressRequest(_)) => self.watchers.request_progress(),
+            // Of a later version, perhaps; etcd ignores it too.
+            None => {}
+        }
+        Some(())
+    }
+
+    fn create(&mut self, request: WatchCreateRequest) {
+        if request.start_revision < 0 {
+            return self.watchers.refuse(ApplyError::Compacted.to_string());
+        }
+        let id = Some(request.watch_id).filter(|id| *id != 0);
+        if let Err(error) = self.watchers.create(id, spec(request)) {
+            self.watchers.refuse(error.to_string());
+        }
+    }
+
+    fn frame(&self, message: WatchMessage) -> Frame {
+        let header = ResponseHeader {
+            cluster_id: self.surroundings.cluster_id,
+            member_id: self.surroundings.member_id,
+            revision: message.revision.0,
+            raft_term: (self.surroundings.term)(),
+        };
+        let watch_id = message.watch_id;
+        let mut head = WatchResponse { header: Some(header), watch_id, ..WatchResponse::default() };
+        let mut spliced = Vec::new();
+        match message.kind {
+            WatchMessageKind::Created => head.created = true,
+            WatchMessageKind::Canceled => head.canceled = true,
+            WatchMessageKind::Progress => {}
+            WatchMessageKind::Compacted { compact_revision } => {
+                head.canceled = true;
+                head.compact_revision = compact_revision.0;
+            }
+            WatchMessageKind::Refused(reason) => {
+                (head.created, head.canceled) = (true, true);
+                head.cancel_reason = reason;
+            }
+            WatchMessageKind::Events { events, prev_kv, fragment } => {
+                head.fragment = fragment;
+                spliced = events.iter().map(|event| event.encoded(prev_kv, encode_event)).collect();
+            }
+        }
+        Frame { head, events: spliced }
+    }
+}
+
+/// Returns when the node has been without a leader until the end of the grace
+/// that began when that was first seen.
+async fn leaderless(leader: &mut watch::Receiver<NodeId>, until: &mut Option<Instant>, grace: Duration) {
+    loop {
+        let led = *leader.borrow_and_update() != 0;
+        let deadline = match led {
+            true => None,
+            false => Some(*until.get_or_insert_with(|| Instant::now() + grace)),
+        };
+        *until = deadline;
+        let changed = async {
+            if leader.changed().await.is_err() {
+                // The node is stopping, and the hub will say so.
+                std::future::pending::<()>().await;
+            }
+        };
+        match deadline {
+            None => changed.await,
+            Some(deadline) => tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(deadline) => return,
+            },
+        }
+    }
+}
+
+fn no_leader() -> Status {
+    Status::unavailable(NodeError::NoLeader.to_string())
+}
+
+/// What a request asks for, in the hub's terms. An empty key is the least key,
+/// as in etcd; filters that are not known filter nothing.
+fn spec(request: WatchCreateRequest) -> WatchSpec {
+    let has = |filter: FilterType| request.filters.contains(&(filter as i32));
+    let (no_put, no_delete) = (has(FilterType::Noput), has(FilterType::Nodelete));
+    let key = if request.key.is_empty() { Bytes::from_static(&[0]) } else { request.key };
+    WatchSpec {
+        space: Space::User,
+        range: KeyRange::from_wire(key, request.range_end),
+        start: Revision(request.start_revision),
+        prev_kv: request.prev_kv,
+        no_put,
+        no_delete,
+        progress_notify: request.progress_notify,
+        fragment: request.fragment,
+    }
+}
+
+/// One response: its head as generated, and its events as bytes.
+#[derive(Debug)]
+struct Frame {
+    /// Everything but the events.
+    head: WatchResponse,
+    /// Each with its field number and length before it.
+    events: Vec<Bytes>,
+}
+
+/// `WatchResponse.events`, the response's last field.
+const EVENTS_FIELD: u32 = 11;
+
+/// An event as a field of a response.
+fn encode_event(event: &Event, prev: bool) -> Bytes {
+    let kind = match event.kind {
+        EventKind::Put => mvccpb::event::EventType::Put,
+        EventKind::Delete => mvccpb::event::EventType::Delete,
+    };
+    let prev = event.prev.as_ref().filter(|_| prev);
+    // A removal's event holds the key and the revision, nothing of what was.
+    let kv = match event.kind {
+        EventKind::Put => key_value(&event.kv),
+        EventKind::Delete => mvccpb::KeyValue {
+            key: event.kv.key.clone(),
+            mod_revision: event.kv.mod_revision.0,
+            ..mvccpb::KeyValue::default()
+        },
+    };
+    let message = mvccpb::Event { r#type: kind as i32, kv: Some(kv), prev_kv: prev.map(key_value) };
+    let mut bytes = BytesMut::with_capacity(message.encoded_len() + 8);
+    prost::encoding::message::encode(EVENTS_FIELD, &message, &mut bytes);
+    bytes.freeze()
+}
+
+fn key_value(kv: &KeyValue) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key.clone(),
+        create_revision: kv.create_revision.0,
+        mod_revision: kv.mod_revision.0,
+        version: kv.version,
+        value: kv.value.clone(),
+        lease: kv.lease.0,
+    }
+}
+
+/// Ten thousand idle streams should not hold the 16 KiB of buffers each that is
+/// tonic's default; they grow when they are used.
+fn buffers() -> BufferSettings {
+    BufferSettings::new(512, 32 << 10)
+}
+
+/// Decodes requests as generated, and splices responses together.
+struct FrameCodec;
+
+impl Codec for FrameCodec {
+    type Encode = Frame;
+    type Decode = WatchRequest;
+    type Encoder = FrameEncoder;
+    type Decoder = tonic_prost::ProstDecoder<WatchRequest>;
+
+    fn encoder(&mut self) -> FrameEncoder {
+        FrameEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        tonic_prost::ProstDecoder::new(buffers())
+    }
+}
+
+struct FrameEncoder;
+
+impl Encoder for FrameEncoder {
+    type Item = Frame;
+    type Error = Status;
+
+    fn encode(&mut self, frame: Frame, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let events_bytes: usize = frame.events.iter().map(Bytes::len).sum();
+        buffer.reserve(frame.head.encoded_len() + events_bytes);
+        frame.head.encode_raw(buffer);
+        frame.events.iter().for_each(|event| buffer.put_slice(event));
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        buffers()
+    }
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

@@ -1,0 +1,628 @@
+//! Snapshots of the state: a checkpoint of the database beside a manifest that
+//! names every file with its size and SHA-256.
+//!
+//! A snapshot lives in `snapshots/<index>/`: `data/` holds the checkpoint,
+//! `MANIFEST` what it is. The newest one is kept; an older one goes when its
+//! last reader lets go of it. A directory under this name is complete and
+//! durable: everything is built under a name that ends with `.tmp`, synced, and
+//! renamed. What the manifest says of the state was read *from the
+//! checkpoint*, so it cannot be ahead of the data or behind it.
+//!
+//! This file moves bytes and checks them. Which snapshot to take, send or
+//! install, and when, is the raft room's to say; it never opens a socket.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::layout::{AppliedRecord, Family, LogPosition, meta};
+use super::{Read, StateDb, StateOptions, StorageError, codec};
+use crate::types::{ClusterId, Revision};
+
+/// Name of the manifest in a snapshot's directory.
+const MANIFEST: &str = "MANIFEST";
+/// Name of the checkpoint in a snapshot's directory.
+const DATA: &str = "data";
+/// What names of unfinished directories end with.
+const UNFINISHED: &str = ".tmp";
+/// Bytes read or written at a time; also the most one chunk of a transfer holds.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// One file of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name, without any directory.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its SHA-256.
+    pub sha256: [u8; 32],
+}
+
+/// What a snapshot holds. The content of a snapshot, wherever it is written as
+/// one stream, is that of the files in the order of `files`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The cluster it was taken of.
+    pub cluster: ClusterId,
+    /// The last entry applied to it.
+    pub last: LogPosition,
+    /// The last membership in it, as the raft room encodes it; empty before
+    /// there was one.
+    pub membership: Bytes,
+    /// The store's revision in it.
+    pub revision: Revision,
+    /// The files of the checkpoint, sorted by name.
+    pub files: Vec<FileEntry>,
+}
+
+impl Manifest {
+    /// Bytes of all files.
+    pub fn size_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size_bytes).sum()
+    }
+
+    /// The manifest as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    /// A manifest from its bytes.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] for damage, and for names that could leave the
+    /// snapshot's directory.
+    pub fn decode(bytes: &[u8]) -> Result<Manifest, StorageError> {
+        let manifest: Manifest = codec::decode("snapshot manifest", bytes)?;
+        let mut names = HashSet::new();
+        let mut total = 0u64;
+        for file in &manifest.files {
+            let plain = !file.name.is_empty()
+                && !file.name.starts_with('.')
+                && file.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            if !plain || !names.insert(&file.name) {
+                return Err(corrupt(format!("{:?} is no name of a file, or stands there twice", file.name)));
+            }
+            total = total
+                .checked_add(file.size_bytes)
+                .ok_or_else(|| corrupt("the sizes of its files overflow".to_owned()))?;
+        }
+        Ok(manifest)
+    }
+}
+
+/// A complete, durable snapshot. Its directory stays for as long as anyone
+/// holds it, even after a newer one has taken its place.
+#[derive(Debug)]
+pub struct StoredSnapshot {
+    dir: PathBuf,
+    manifest: Manifest,
+    /// Set when nobody but the holders needs the directory any more.
+    obsolete: AtomicBool,
+}
+
+impl StoredSnapshot {
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Reads its content from the beginning.
+    pub fn reader(self: &Arc<Self>) -> SnapshotReader {
+        SnapshotReader { snapshot: self.clone(), file: 0, open: None }
+    }
+
+    /// Makes a database directory of it in `target`, which must not exist:
+    /// tables are linked, because they never change, and the rest is copied.
+    /// Durable on return.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`]; `target` is then left incomplete.
+    pub fn place(&self, target: &Path) -> Result<(), StorageError> {
+        fs::create_dir(target).map_err(|error| io(target, error))?;
+        for file in &self.manifest.files {
+            let (from, to) = (self.data().join(&file.name), target.join(&file.name));
+            if file.name.ends_with(".sst") || file.name.ends_with(".blob") {
+                fs::hard_link(&from, &to).map_err(|error| io(&to, error))?;
+            } else {
+                fs::copy(&from, &to).map_err(|error| io(&to, error))?;
+                sync(&to)?;
+            }
+        }
+        sync(target)?;
+        target.parent().map_or(Ok(()), sync)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join(DATA)
+    }
+}
+
+impl Drop for StoredSnapshot {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire)
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "an old snapshot could not be removed");
+        }
+    }
+}
+
+/// The snapshots of one node.
+#[derive(Debug)]
+pub struct SnapshotStore {
+    root: PathBuf,
+    cluster: ClusterId,
+    newest: Mutex<Option<Arc<StoredSnapshot>>>,
+    sequence: AtomicU64,
+}
+
+impl SnapshotStore {
+    /// Opens the snapshots under `root`, creating the directory, and removes
+    /// what a crash left unfinished. A snapshot whose manifest cannot be read
+    /// is removed as well: the state itself is elsewhere, and a new one is made
+    /// of it when it is needed.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] when the directory cannot be read or changed.
+    pub fn open(root: &Path, cluster: ClusterId) -> Result<SnapshotStore, StorageError> {
+        fs::create_dir_all(root).map_err(|error| io(root, error))?;
+        let mut newest: Option<StoredSnapshot> = None;
+        for entry in fs::read_dir(root).map_err(|error| io(root, error))? {
+            let dir = entry.map_err(|error| io(root, error))?.path();
+            let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let found = if name.ends_with(UNFINISHED) {
+                None
+            } else {
+                match load(&dir, cluster) {
+                    Ok(snapshot) => Some(snapshot),
+                    Err(error) => {
+                        tracing::warn!(dir = %dir.display(), %error, "a snapshot is unusable and is removed");
+                        None
+                    }
+                }
+            };
+            let loser = match (found, &newest) {
+                (None, _) => Some(dir),
+                (Some(found), Some(kept)) if found.manifest.last.index <= kept.manifest.last.index => {
+                    Some(found.dir.clone())
+                }
+                (Some(found), _) => newest.replace(found).map(|older| older.dir.clone()),
+            };
+            if let Some(loser) = loser {
+                fs::remove_dir_all(&loser).map_err(|error| io(&loser, error))?;
+            }
+        }
+        sync(root)?;
+        Ok(SnapshotStore {
+            root: root.to_owned(),
+            cluster,
+            newest: Mutex::new(newest.map(Arc::new)),
+            sequence: AtomicU64::new(0),
+        })
+    }
+
+    /// The newest snapshot.
+    pub fn newest(&self) -> Option<Arc<StoredSnapshot>> {
+        self.newest.lock().clone()
+    }
+
+    /// Takes a snapshot of `db`, which others may go on writing to, and keeps
+    /// it as the newest. Durable on return, and with it everything in `db` up
+    /// to its last entry, because a checkpoint flushes.
+    ///
+    /// # Errors
+    /// [`StorageError`] when the disk fails; nothing is left behind.
+    pub fn build(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
+        let scratch = self.scratch()?;
+        let manifest = self.checkpoint(db, &scratch.dir)?;
+        self.keep(scratch, manifest)
+    }
+
+    /// Takes a snapshot that is gone when the last holder drops it, for
+    /// somebody who wants to carry the state away.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::build`].
+    pub fn build_transient(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
+        let scratch = self.scratch()?;
+        let manifest = self.checkpoint(db, &scratch.dir)?;
+        Ok(Arc::new(scratch.into_transient(manifest)))
+    }
+
+    /// Begins to receive a snapshot with this manifest.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] when it is another cluster's;
+    /// [`StorageError::Io`] when the disk fails.
+    pub fn receive(self: &Arc<Self>, manifest: Manifest) -> Result<Incoming, StorageError> {
+        if manifest.cluster != self.cluster {
+            let (theirs, ours) = (manifest.cluster, self.cluster);
+            return Err(corrupt(format!("it is of cluster {theirs:x}, and this is cluster {ours:x}")));
+        }
+        let scratch = self.scratch()?;
+        let data = scratch.dir.join(DATA);
+        fs::create_dir(&data).map_err(|error| io(&data, error))?;
+        let sink = FileSink::new(data, manifest.files.clone());
+        Ok(Incoming { scratch, sink, manifest, store: self.clone() })
+    }
+
+    fn scratch(&self) -> Result<Scratch, StorageError> {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let dir = self.root.join(format!("{sequence}{UNFINISHED}"));
+        fs::create_dir(&dir).map_err(|error| io(&dir, error))?;
+        Ok(Scratch { dir, armed: true })
+    }
+
+    fn checkpoint(&self, db: &StateDb, dir: &Path) -> Result<Manifest, StorageError> {
+        let data = dir.join(DATA);
+        db.checkpoint(&data)?;
+        let mut manifest = describe_state(&data, self.cluster)?;
+        manifest.files = self.describe_files(&data)?;
+        for file in &manifest.files {
+            sync(&data.join(&file.name))?;
+        }
+        seal(dir, &manifest)?;
+        Ok(manifest)
+    }
+
+    /// Names, sizes and digests of the files in `data`. A table that the newest
+    /// snapshot links as well (the same inode) is not read again: tables never
+    /// change, so its digest still says what was written.
+    fn describe_files(&self, data: &Path) -> Result<Vec<FileEntry>, StorageError> {
+        let mut known: HashMap<(u64, u64, u64), [u8; 32]> = HashMap::new();
+        if let Some(newest) = self.newest() {
+            for file in newest.manifest.files.iter().filter(|file| file.name.ends_with(".sst")) {
+                let path = newest.data().join(&file.name);
+                let found = fs::metadata(&path).map_err(|error| io(&path, error))?;
+                known.insert((found.dev(), found.ino(), file.size_bytes), file.sha256);
+            }
+        }
+        let mut files = Vec::new();
+        for entry in fs::read_dir(data).map_err(|error| io(data, error))? {
+            let entry = entry.map_err(|error| io(data, error))?;
+            let path = entry.path();
+            let name = entry.file_name().into_string().map_err(|name| {
+                corrupt(format!("the engine made a file named {name:?}, which is not text"))
+            })?;
+            let found = entry.metadata().map_err(|error| io(&path, error))?;
+            let sha256 = match known.get(&(found.dev(), found.ino(), found.len())) {
+                Some(sha256) => *sha256,
+                None => digest(&path)?,
+            };
+            files.push(FileEntry { name, size_bytes: found.len(), sha256 });
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(files)
+    }
+
+    /// Renames a complete directory to its final name and makes it the newest,
+    /// unless a newer one came first: then it lives until it is dropped.
+    fn keep(&self, scratch: Scratch, manifest: Manifest) -> Result<Arc<StoredSnapshot>, StorageError> {
+        let mut newest = self.newest.lock();
+        if let Some(kept) = newest.as_ref() {
+            if kept.manifest.last == manifest.last {
+                return Ok(kept.clone());
+            }
+            if kept.manifest.last.index >= manifest.last.index {
+                return Ok(Arc::new(scratch.into_transient(manifest)));
+            }
+        }
+        let dir = self.root.join(manifest.last.index.to_string());
+        fs::rename(&scratch.dir, &dir).map_err(|error| io(&dir, error))?;
+        scratch.disarm();
+        sync(&self.root)?;
+        let snapshot = Arc::new(StoredSnapshot { dir, manifest, obsolete: AtomicBool::new(false) });
+        if let Some(older) = newest.replace(snapshot.clone()) {
+            older.obsolete.store(true, Ordering::Release);
+        }
+        Ok(snapshot)
+    }
+}
+
+/// A directory that is removed unless it becomes a snapshot.
+#[derive(Debug)]
+struct Scratch {
+    dir: PathBuf,
+    armed: bool,
+}
+
+impl Scratch {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+
+    fn into_transient(self, manifest: Manifest) -> StoredSnapshot {
+        let dir = self.dir.clone();
+        self.disarm();
+        StoredSnapshot { dir, manifest, obsolete: AtomicBool::new(true) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "an unfinished snapshot could not be removed");
+        }
+    }
+}
+
+/// A snapshot on its way in. Dropped unfinished, it leaves nothing behind.
+pub struct Incoming {
+    scratch: Scratch,
+    sink: FileSink,
+    manifest: Manifest,
+    store: Arc<SnapshotStore>,
+}
+
+impl Incoming {
+    /// Takes the next bytes of the content.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] when a file is not what the manifest says, or
+    /// more comes than it names; [`StorageError::Io`] when the disk fails.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        self.sink.write(bytes)
+    }
+
+    /// Ends the snapshot: everything has arrived, is what the manifest says,
+    /// and is durable. It is not the newest before [`Received::keep`].
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] when something is missing or does not match;
+    /// [`StorageError::Io`] when the disk fails.
+    pub fn finish(self) -> Result<Received, StorageError> {
+        let Incoming { scratch, sink, manifest, store } = self;
+        sink.finish()?;
+        let found = describe_state(&scratch.dir.join(DATA), manifest.cluster)?;
+        if (found.last, &found.membership, found.revision)
+            != (manifest.last, &manifest.membership, manifest.revision)
+        {
+            return Err(corrupt(format!(
+                "its data ends at {:?}, revision {}, and its manifest says {:?}, revision {}",
+                found.last, found.revision, manifest.last, manifest.revision
+            )));
+        }
+        seal(&scratch.dir, &manifest)?;
+        Ok(Received { scratch, manifest, store })
+    }
+}
+
+/// A snapshot that has arrived whole. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Received {
+    scratch: Scratch,
+    manifest: Manifest,
+    store: Arc<SnapshotStore>,
+}
+
+impl Received {
+    /// What it holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Makes it the newest snapshot, unless a newer one is there.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] when the disk fails.
+    pub fn keep(self) -> Result<Arc<StoredSnapshot>, StorageError> {
+        self.store.keep(self.scratch, self.manifest)
+    }
+}
+
+/// Reads a snapshot's content in order, checking every file against the
+/// manifest on the way: what has rotted here is not sent elsewhere.
+pub struct SnapshotReader {
+    snapshot: Arc<StoredSnapshot>,
+    file: usize,
+    open: Option<OpenFile>,
+}
+
+struct OpenFile {
+    file: File,
+    hasher: Sha256,
+    left: u64,
+}
+
+impl SnapshotReader {
+    /// The next bytes, at most [`CHUNK_BYTES`]; `None` at the end.
+    ///
+    /// # Errors
+    /// [`StorageError::Corrupt`] when a file is not what the manifest says,
+    /// [`StorageError::Io`] when it cannot be read: the node must stop, because
+    /// its own tables are the same files.
+    pub fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
+        while let Some(entry) = self.snapshot.manifest.files.get(self.file) {
+            let path = self.snapshot.data().join(&entry.name);
+            let open = match &mut self.open {
+                Some(open) => open,
+                None => {
+                    let file = File::open(&path).map_err(|error| io(&path, error))?;
+                    self.open.insert(OpenFile { file, hasher: Sha256::new(), left: entry.size_bytes })
+                }
+            };
+            let mut chunk = vec![0; open.left.min(CHUNK_BYTES as u64) as usize];
+            open.file.read_exact(&mut chunk).map_err(|error| io(&path, error))?;
+            open.hasher.update(&chunk);
+            open.left -= chunk.len() as u64;
+            if open.left == 0 {
+                let found: [u8; 32] = std::mem::take(&mut open.hasher).finalize().into();
+                if found != entry.sha256 {
+                    return Err(mismatch(&path));
+                }
+                self.open = None;
+                self.file += 1;
+            }
+            if !chunk.is_empty() {
+                return Ok(Some(chunk.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Writes a content, given in pieces of any size, into the files of a manifest.
+pub(super) struct FileSink {
+    dir: PathBuf,
+    files: std::vec::IntoIter<FileEntry>,
+    open: Option<(FileEntry, OpenFile)>,
+}
+
+impl FileSink {
+    pub(super) fn new(dir: PathBuf, files: Vec<FileEntry>) -> FileSink {
+        FileSink { dir, files: files.into_iter(), open: None }
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), StorageError> {
+        while !bytes.is_empty() {
+            let Some((entry, mut open)) = self.next_file()? else {
+                return Err(corrupt("more bytes came than its manifest names".to_owned()));
+            };
+            let (now, later) = bytes.split_at(bytes.len().min(open.left as usize));
+            let path = self.dir.join(&entry.name);
+            open.file.write_all(now).map_err(|error| io(&path, error))?;
+            open.hasher.update(now);
+            open.left -= now.len() as u64;
+            bytes = later;
+            if open.left > 0 {
+                self.open = Some((entry, open));
+            } else {
+                close(&path, &entry, open)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything was written and is durable.
+    pub(super) fn finish(mut self) -> Result<(), StorageError> {
+        if let Some((entry, open)) = self.next_file()? {
+            return Err(corrupt(format!("{} ends {} bytes too early", entry.name, open.left)));
+        }
+        sync(&self.dir)
+    }
+
+    /// The file that the next byte belongs to. Empty files on the way there
+    /// are complete as soon as they exist.
+    fn next_file(&mut self) -> Result<Option<(FileEntry, OpenFile)>, StorageError> {
+        if self.open.is_some() {
+            return Ok(self.open.take());
+        }
+        for entry in self.files.by_ref() {
+            let path = self.dir.join(&entry.name);
+            let file = File::create_new(&path).map_err(|error| io(&path, error))?;
+            let open = OpenFile { file, hasher: Sha256::new(), left: entry.size_bytes };
+            if open.left > 0 {
+                return Ok(Some((entry, open)));
+            }
+            close(&path, &entry, open)?;
+        }
+        Ok(None)
+    }
+}
+
+fn close(path: &Path, entry: &FileEntry, open: OpenFile) -> Result<(), StorageError> {
+    let found: [u8; 32] = open.hasher.finalize().into();
+    if found != entry.sha256 {
+        return Err(mismatch(path));
+    }
+    open.file.sync_all().map_err(|error| io(path, error))
+}
+
+/// Reads what a database directory holds, without changing a file of it. The
+/// manifest's files are left empty.
+pub(super) fn describe_state(data: &Path, cluster: ClusterId) -> Result<Manifest, StorageError> {
+    let db = StateDb::open_read_only(data, &StateOptions { block_cache_bytes: 1 << 20, ..Default::default() })?;
+    let last = match db.get(Family::Meta, meta::APPLIED)? {
+        Some(bytes) => codec::decode::<AppliedRecord>("applied position", &bytes)?,
+        None => LogPosition::default(),
+    };
+    let membership = match db.get(Family::Meta, meta::MEMBERSHIP)? {
+        Some(bytes) => Bytes::copy_from_slice(&bytes),
+        None => Bytes::new(),
+    };
+    let revision = match db.get(Family::Meta, meta::REVISION)? {
+        Some(bytes) => codec::decode("revision", &bytes)?,
+        None => Revision::FIRST,
+    };
+    drop(db);
+    // Opening leaves the engine's own log file behind, which is no part of the state.
+    for entry in fs::read_dir(data).map_err(|error| io(data, error))? {
+        let path = entry.map_err(|error| io(data, error))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("LOG") || name == "LOCK" {
+            fs::remove_file(&path).map_err(|error| io(&path, error))?;
+        }
+    }
+    Ok(Manifest { cluster, last, membership, revision, files: Vec::new() })
+}
+
+/// Writes the manifest and makes the directory's own entries durable.
+fn seal(dir: &Path, manifest: &Manifest) -> Result<(), StorageError> {
+    let path = dir.join(MANIFEST);
+    let mut file = File::create_new(&path).map_err(|error| io(&path, error))?;
+    file.write_all(&manifest.encode()).map_err(|error| io(&path, error))?;
+    file.sync_all().map_err(|error| io(&path, error))?;
+    sync(&dir.join(DATA))?;
+    sync(dir)
+}
+
+/// Reads a snapshot's manifest and sees that its files are there. Their content
+/// is checked when it is read.
+fn load(dir: &Path, cluster: ClusterId) -> Result<StoredSnapshot, StorageError> {
+    let path = dir.join(MANIFEST);
+    let manifest = Manifest::decode(&fs::read(&path).map_err(|error| io(&path, error))?)?;
+    if manifest.cluster != cluster {
+        return Err(corrupt(format!("it is of cluster {:x}, and this is {cluster:x}", manifest.cluster)));
+    }
+    for file in &manifest.files {
+        let path = dir.join(DATA).join(&file.name);
+        let found = fs::metadata(&path).map_err(|error| io(&path, error))?.len();
+        if found != file.size_bytes {
+            return Err(corrupt(format!("{} has {found} bytes, not {}", file.name, file.size_bytes)));
+        }
+    }
+    Ok(StoredSnapshot { dir: dir.to_owned(), manifest, obsolete: AtomicBool::new(false) })
+}
+
+/// The SHA-256 of a file.
+fn digest(path: &Path) -> Result<[u8; 32], StorageError> {
+    let mut file = File::open(path).map_err(|error| io(path, error))?;
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        let read = file.read(&mut chunk).map_err(|error| io(path, error))?;
+        if read == 0 {
+            return Ok(hasher.finalize().into());
+        }
+        hasher.update(&chunk[..read]);
+    }
+}
+
+/// Makes a file's content, or a directory's entries, durable.
+fn sync(path: &Path) -> Result<(), StorageError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| io(path, error))
+}
+
+fn mismatch(path: &Path) -> StorageError {
+    corrupt(format!("{} is not what its manifest says (SHA-256)", path.display()))
+}
+
+pub(super) fn corrupt(reason: String) -> StorageError {
+    StorageError::Corrupt { what: "snapshot".to_owned(), reason }
+}
+
+pub(super) fn io(path: &Path, source: std::io::Error) -> StorageError {
+    StorageError::Io { path: path.to_owned(), source }
+}
