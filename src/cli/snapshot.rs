@@ -4,6 +4,7 @@
 //! checked while it arrives, and the file gets its name only when it is whole
 //! and on the disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,10 @@ use super::Context;
 use super::error::CliError;
 use super::output::bytes_text;
 use super::progress;
+use super::recover::{node_error, report};
 use super::tree::not_found_or_io;
+use crate::node::{InitialMember, RestoreSnapshot, restore_snapshot};
+use crate::storage::{StateOptions, archive};
 
 /// Bytes of the hash at the end of a snapshot.
 const HASH_BYTES: usize = 32;
@@ -45,7 +49,7 @@ pub async fn snapshot(context: &Context, command: SnapshotCommand) -> Result<(),
     match command {
         SnapshotCommand::Save { file } => save(context, &file).await,
         SnapshotCommand::Status { file } => status(context, &file),
-        SnapshotCommand::Restore(command) => restore(context, command),
+        SnapshotCommand::Restore(command) => restore(context, command).await,
     }
 }
 
@@ -88,6 +92,102 @@ async fn save(context: &Context, path: &Path) -> Result<(), CliError> {
         || json!({ "saved": path.display().to_string(), "bytes": bytes, "took_ms": took.as_millis() as u64 }),
         format!("Snapshot saved at {} ({}, in {:.1} s)", path.display(), bytes_text(bytes), took.as_secs_f64()),
     )
+}
+
+fn status(context: &Context, path: &Path) -> Result<(), CliError> {
+    std::fs::metadata(path).map_err(|e| not_found_or_io(path, e))?;
+    let status = archive::status(path, &std::env::temp_dir()).map_err(|error| CliError::Failed(error.to_string()))?;
+    let out = &context.out;
+    if out.is_json() {
+        return out.json(&json!({
+            "hash": format!("{:08x}", status.hash),
+            "revision": status.revision.0,
+            "total_keys": status.total_keys,
+            "size_bytes": status.size_bytes,
+            "cluster_id": format!("{:x}", status.cluster),
+            "raft_term": status.last.term,
+            "raft_index": status.last.index,
+        }));
+    }
+    out.rows(
+        &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE"],
+        vec![vec![
+            format!("{:08x}", status.hash),
+            status.revision.to_string(),
+            status.total_keys.to_string(),
+            bytes_text(status.size_bytes),
+        ]],
+    )
+}
+
+/// `mainstay snapshot restore`.
+///
+/// Run it once for each member of the new cluster, with the same file, --initial-cluster and token, and start the
+/// members then with the same settings. The new cluster has another id than the old one.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreCommand {
+    /// The file.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// The data directory to make; it must not exist, or be empty.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+
+    /// Which of the members this is.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    name: String,
+
+    /// All members of the new cluster; this one alone if it is not given.
+    #[arg(long, value_name = "NAME=URL,...")]
+    initial_cluster: Option<String>,
+
+    /// Keeps clusters with equal members apart.
+    #[arg(long, value_name = "TOKEN", default_value = "mainstay-cluster")]
+    initial_cluster_token: String,
+
+    /// Where the members will reach this one, if --initial-cluster is not given.
+    #[arg(long, value_delimiter = ',', value_name = "URL,...", default_value = "http://localhost:2380")]
+    initial_advertise_peer_urls: Vec<String>,
+}
+
+async fn restore(context: &Context, command: RestoreCommand) -> Result<(), CliError> {
+    std::fs::metadata(&command.file).map_err(|e| not_found_or_io(&command.file, e))?;
+    let members = match &command.initial_cluster {
+        Some(text) => initial_members(text)?,
+        None => vec![InitialMember {
+            name: command.name.clone(),
+            peer_urls: command.initial_advertise_peer_urls.clone(),
+        }],
+    };
+    let request = RestoreSnapshot {
+        file: command.file,
+        data_dir: command.data_dir.clone(),
+        name: command.name,
+        members,
+        token: command.initial_cluster_token,
+        state: StateOptions::default(),
+    };
+    let restored = restore_snapshot(request, &context.env).await.map_err(node_error)?;
+    report(context, &restored, &command.data_dir.display().to_string())
+}
+
+/// Reads `name=url,name=url`; a name may come several times, once for each URL.
+fn initial_members(text: &str) -> Result<Vec<InitialMember>, CliError> {
+    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            Some((name, url)) if !name.is_empty() && url.starts_with("http://") => {
+                members.entry(name.to_owned()).or_default().push(url.trim_end_matches('/').to_owned());
+            }
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "--initial-cluster: `{part}` is not NAME=http://HOST:PORT"
+                )));
+            }
+        }
+    }
+    Ok(members.into_iter().map(|(name, peer_urls)| InitialMember { name, peer_urls }).collect())
 }
 
 /// Hashes everything but the last 32 bytes, which are the hash to expect.
@@ -136,8 +236,3 @@ mod tests {
         assert!(!whole(b"", 9));
     }
 }
-/// x
-#[derive(Clone, Debug, Args)]
-pub struct RestoreCommand { #[arg(long)] x: bool }
-fn status(_c: &Context, p: &Path) -> Result<(), CliError> { Err(not_found_or_io(p, std::io::Error::other("x"))) }
-fn restore(_c: &Context, _r: RestoreCommand) -> Result<(), CliError> { todo!() }
