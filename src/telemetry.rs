@@ -1,1 +1,393 @@
-//! Log setup and the name of every metric.
+//! What a node tells about itself: the set-up of its log, the recorder of its
+//! metrics, and the name of every metric there is.
+//!
+//! A metric is named here and nowhere else; other rooms count with
+//! `metrics::counter!(telemetry::PROPOSALS)` and the like. Nothing here decides
+//! anything, and nothing here is needed for a node to run: without
+//! [`metrics_recorder`] every count goes nowhere.
+//!
+//! Units stand in the names (`_seconds`, `_bytes`), counters end in `_total`.
+//! Labels are few and bounded: a peer's id in hexadecimal, a method, a code;
+//! never a key or a client.
+
+use thiserror::Error;
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Only rises.
+    Counter,
+    /// Stands somewhere.
+    Gauge,
+    /// Counts values by size.
+    Histogram,
+}
+
+/// One line of the catalogue.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// The name, as Prometheus shows it.
+    pub name: &'static str,
+    /// How it behaves.
+    pub kind: MetricKind,
+    /// What it counts, in words.
+    pub description: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($kind:ident $constant:ident = $name:literal: $description:literal;)*) => {
+        $(#[doc = $description] pub const $constant: &str = $name;)*
+
+        /// Every metric there is, in the order of a request's way through a node.
+        pub const CATALOGUE: &[Metric] = &[
+            $(Metric { name: $name, kind: MetricKind::$kind, description: $description },)*
+        ];
+    };
+}
+
+catalogue! {
+    // Requests at the client port.
+    Counter REQUESTS = "mainstay_requests_total": "Requests answered, by method and gRPC code.";
+    Histogram REQUEST_SECONDS = "mainstay_request_seconds": "Time from a unary request's arrival to its answer, by method.";
+    Gauge REQUESTS_IN_FLIGHT = "mainstay_requests_in_flight": "Unary requests being served.";
+    Gauge STREAMS_OPEN = "mainstay_streams_open": "Streaming requests being served, by method.";
+    Gauge CONNECTIONS_OPEN = "mainstay_connections_open": "Open connections, by listener (client or peer).";
+
+    // A write: admitted, forwarded, logged, committed, applied.
+    Counter PROPOSALS = "mainstay_proposals_total": "Writes proposed on behalf of clients of this node.";
+    Counter PROPOSALS_FAILED = "mainstay_proposals_failed_total": "Proposals without an answer from the state machine, by reason.";
+    Counter PROPOSALS_REFUSED = "mainstay_proposals_refused_total": "Writes refused because too much was in flight.";
+    Gauge PROPOSALS_IN_FLIGHT = "mainstay_proposals_in_flight": "Writes admitted and not answered yet.";
+    Gauge PROPOSALS_IN_FLIGHT_BYTES = "mainstay_proposals_in_flight_bytes": "Bytes of the writes admitted and not answered yet.";
+    Histogram PROPOSAL_SECONDS = "mainstay_proposal_seconds": "Time from admission of a write to its answer.";
+    Counter PROPOSALS_FORWARDED = "mainstay_proposals_forwarded_total": "Writes sent on to the leader.";
+    Histogram FORWARD_BATCH_ENTRIES = "mainstay_forward_batch_entries": "Writes sent to the leader in one message.";
+    Histogram LOG_BATCH_ENTRIES = "mainstay_log_batch_entries": "Entries that one sync of the log made durable.";
+    Histogram LOG_BATCH_BYTES = "mainstay_log_batch_bytes": "Bytes that one sync of the log made durable.";
+    Histogram LOG_FSYNC_SECONDS = "mainstay_log_fsync_seconds": "Time to write and sync one batch of the log.";
+    Counter LOG_APPENDED = "mainstay_log_appended_total": "Entries appended to the log.";
+    Counter LOG_APPENDED_BYTES = "mainstay_log_appended_bytes_total": "Bytes appended to the log.";
+    Gauge LOG_FIRST_INDEX = "mainstay_log_first_index": "Index of the first entry kept in the log.";
+    Gauge LOG_LAST_INDEX = "mainstay_log_last_index": "Index of the last entry of the log.";
+    Gauge LOG_SIZE_BYTES = "mainstay_log_size_bytes": "Bytes of the log kept on disk.";
+    Gauge LOG_TAIL_BYTES = "mainstay_log_tail_bytes": "Bytes of the log kept in memory.";
+    Counter LOG_TAIL_HITS = "mainstay_log_tail_hits_total": "Reads of log entries served from memory.";
+    Counter LOG_TAIL_MISSES = "mainstay_log_tail_misses_total": "Reads of log entries that went to disk.";
+    Histogram COMMIT_SECONDS = "mainstay_commit_seconds": "Time from a proposal at the leader to its entry being applied there.";
+    Gauge COMMITTED_INDEX = "mainstay_committed_index": "Index of the last entry known to be committed.";
+    Gauge APPLIED_INDEX = "mainstay_applied_index": "Index of the last entry applied.";
+    Counter APPLIED = "mainstay_applied_total": "Entries applied.";
+    Histogram APPLY_SECONDS = "mainstay_apply_seconds": "Time to apply and publish one chunk of entries.";
+    Histogram APPLY_CHUNK_ENTRIES = "mainstay_apply_chunk_entries": "Entries applied in one chunk.";
+    Histogram STATE_FLUSH_SECONDS = "mainstay_state_flush_seconds": "Time to make the applied state durable.";
+
+    // A read: confirmed, served.
+    Counter READ_BARRIERS = "mainstay_read_barriers_total": "Linearizable reads that asked for confirmation.";
+    Counter READ_BARRIERS_FAILED = "mainstay_read_barriers_failed_total": "Linearizable reads that could not be confirmed.";
+    Counter READ_ROUNDS = "mainstay_read_rounds_total": "Confirmation rounds, each shared by all reads that wait for it.";
+    Histogram READ_BARRIER_SECONDS = "mainstay_read_barrier_seconds": "Time a linearizable read waits before it may be served.";
+    Counter RANGE_KEYS = "mainstay_range_keys_total": "Keys returned by reads.";
+    Counter RANGE_BYTES = "mainstay_range_bytes_total": "Bytes of keys and values returned by reads.";
+    Counter RANGES_TOO_LARGE = "mainstay_ranges_too_large_total": "Reads refused because they exceeded the memory of one request.";
+
+    // Raft: who leads, and how far the others are.
+    Gauge TERM = "mainstay_raft_term": "The current term.";
+    Gauge IS_LEADER = "mainstay_is_leader": "1 on the leader, 0 elsewhere.";
+    Gauge HAS_LEADER = "mainstay_has_leader": "1 when this node follows a leader or leads, 0 otherwise.";
+    Counter LEADER_CHANGES = "mainstay_leader_changes_total": "Changes of the leader as this node saw them.";
+    Gauge MEMBERS = "mainstay_members": "Members of the cluster, by kind (voter, learner or observer).";
+    Gauge PEER_LAG_ENTRIES = "mainstay_peer_lag_entries": "Entries a peer's log is behind the leader's, by peer.";
+    Histogram PEER_RTT_SECONDS = "mainstay_peer_rtt_seconds": "Time of one call to a peer, by peer and call.";
+    Counter PEER_FAILURES = "mainstay_peer_failures_total": "Calls to a peer that failed, by peer and call.";
+    Counter PEER_RETRIES = "mainstay_peer_retries_total": "Calls to a peer that were made again, by peer.";
+    Gauge PEER_BREAKER_STATE = "mainstay_peer_breaker_state": "A peer's breaker: 0 closed, 1 half-open, 2 open, by peer.";
+    Counter PEER_BREAKER_OPENED = "mainstay_peer_breaker_opened_total": "Times a peer's breaker opened, by peer.";
+    Counter SNAPSHOTS_BUILT = "mainstay_snapshots_built_total": "Snapshots of the state built for the log.";
+    Histogram SNAPSHOT_BUILD_SECONDS = "mainstay_snapshot_build_seconds": "Time to build one snapshot.";
+    Counter SNAPSHOTS_SENT = "mainstay_snapshots_sent_total": "Snapshots sent to a peer, by peer.";
+    Counter SNAPSHOT_SENT_BYTES = "mainstay_snapshot_sent_bytes_total": "Bytes of snapshots sent to peers.";
+    Counter SNAPSHOTS_INSTALLED = "mainstay_snapshots_installed_total": "Snapshots received and installed.";
+    Histogram SNAPSHOT_INSTALL_SECONDS = "mainstay_snapshot_install_seconds": "Time to verify and install one snapshot.";
+
+    // Watches, leases, sessions.
+    Gauge WATCH_STREAMS = "mainstay_watch_streams": "Open watch streams.";
+    Gauge WATCHERS = "mainstay_watchers": "Watchers of all streams.";
+    Gauge WATCHERS_SLOW = "mainstay_watchers_slow": "Watchers that read history from disk because they are behind the ring.";
+    Counter WATCH_EVENTS = "mainstay_watch_events_total": "Events handed to watchers.";
+    Counter WATCH_FALLBACKS = "mainstay_watch_fallbacks_total": "Times a live watcher fell behind the ring.";
+    Gauge WATCH_RING_BYTES = "mainstay_watch_ring_bytes": "Bytes of recent changes shared by all watchers.";
+    Histogram WATCH_CATCH_UP_SECONDS = "mainstay_watch_catch_up_seconds": "Time of one step of reading history for watchers.";
+    Gauge LEASES = "mainstay_leases": "Leases that exist.";
+    Counter LEASES_GRANTED = "mainstay_leases_granted_total": "Leases granted.";
+    Counter LEASES_REVOKED = "mainstay_leases_revoked_total": "Leases removed, by reason (revoked or expired).";
+    Counter LEASE_KEEP_ALIVES = "mainstay_lease_keep_alives_total": "Keep-alives answered by this node as leader.";
+    Gauge SESSIONS = "mainstay_sessions": "Sessions for request ids that are open.";
+    Counter REQUESTS_REPEATED = "mainstay_requests_repeated_total": "Writes recognised as a repetition and not applied again.";
+
+    // The store and the machine below it.
+    Gauge REVISION = "mainstay_revision": "The store's revision.";
+    Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";
+    Counter COMPACTION_REMOVED = "mainstay_compaction_removed_total": "Old records removed by the sweep behind the compact mark.";
+    Gauge STORE_SIZE_BYTES = "mainstay_store_size_bytes": "Bytes of the state on disk and in its write buffers.";
+    Gauge STORE_LIVE_BYTES = "mainstay_store_live_bytes": "Estimated bytes of the state that a rewrite would keep.";
+    Gauge STORE_QUOTA_BYTES = "mainstay_store_quota_bytes": "Bytes of the state at which writes are refused.";
+    Counter CACHE_HITS = "mainstay_cache_hits_total": "Block cache hits of the state.";
+    Counter CACHE_MISSES = "mainstay_cache_misses_total": "Block cache misses of the state.";
+    Gauge CACHE_BYTES = "mainstay_cache_bytes": "Bytes in the block cache.";
+    Gauge DISK_FREE_BYTES = "mainstay_disk_free_bytes": "Free bytes of the file system that holds the data directory.";
+    Gauge ALARMS = "mainstay_alarms": "Raised alarms, by kind.";
+    Gauge BUILD_INFO = "mainstay_build_info": "Always 1; the version is in the label.";
+    Gauge UPTIME_SECONDS = "mainstay_uptime_seconds": "Seconds since the node started.";
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<LogFormat, TelemetryError> {
+        match text {
+            "text" | "console" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(TelemetryError::Format { given: text.to_owned() }),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// A level (etcd's names too), or directives such as `info,mainstay::raft=debug`.
+    pub level: String,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        LogOptions { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Why the log or the metrics could not be set up.
+#[derive(Debug, Error)]
+pub enum TelemetryError {
+    /// The level is no level and no directive.
+    #[error(
+        "log-level {given:?} is not understood: {reason}; use debug, info, warn or error, or directives such as \
+         info,mainstay::raft=debug"
+    )]
+    Level {
+        /// What was given.
+        given: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The format is neither text nor JSON.
+    #[error("log-format {given:?} is unknown; use text or json")]
+    Format {
+        /// What was given.
+        given: String,
+    },
+    /// Another part of the process took the place.
+    #[error("the {what} of this process is already set up")]
+    AlreadySet {
+        /// The log or the metrics.
+        what: &'static str,
+    },
+}
+
+#[cfg(feature = "server")]
+pub use recorder::{MetricsHandle, check_log_level, init_log, metrics_recorder};
+
+#[cfg(feature = "server")]
+mod recorder {
+    use std::sync::OnceLock;
+
+    use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    use super::{CATALOGUE, LogFormat, LogOptions, MetricKind, TelemetryError};
+
+    /// Times from a shared read round (tens of microseconds) to a stalled disk.
+    const SECONDS_BUCKETS: &[f64] = &[
+        0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+        5.0, 10.0,
+    ];
+    /// Batch sizes, by powers of four.
+    const ENTRIES_BUCKETS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0];
+    /// Batch bytes, from one small entry to the largest batch.
+    const BYTES_BUCKETS: &[f64] =
+        &[256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
+
+    /// Renders the metrics of the process.
+    #[derive(Clone)]
+    pub struct MetricsHandle {
+        prometheus: PrometheusHandle,
+    }
+
+    impl std::fmt::Debug for MetricsHandle {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("MetricsHandle")
+        }
+    }
+
+    impl MetricsHandle {
+        /// Every metric in Prometheus' text format.
+        pub fn render(&self) -> String {
+            self.prometheus.render()
+        }
+
+        /// Folds what was counted since the last call into the histograms. To be
+        /// called every few seconds: between two calls the samples take memory.
+        pub fn upkeep(&self) {
+            self.prometheus.run_upkeep();
+        }
+    }
+
+    /// The recorder of this process, installed at the first call. Several nodes
+    /// in one process (tests do that) share it, because the `metrics` crate
+    /// knows only one.
+    ///
+    /// # Errors
+    /// [`TelemetryError::AlreadySet`] when something else installed a recorder.
+    pub fn metrics_recorder() -> Result<MetricsHandle, TelemetryError> {
+        static INSTALLED: OnceLock<Option<MetricsHandle>> = OnceLock::new();
+        let handle = INSTALLED.get_or_init(|| {
+            let recorder = builder().build_recorder();
+            let handle = MetricsHandle { prometheus: recorder.handle() };
+            metrics::set_global_recorder(recorder).ok()?;
+            describe();
+            Some(handle)
+        });
+        handle.clone().ok_or(TelemetryError::AlreadySet { what: "metrics recorder" })
+    }
+
+    pub(super) fn builder() -> PrometheusBuilder {
+        let suffix = |suffix: &str| Matcher::Suffix(suffix.to_owned());
+        PrometheusBuilder::new()
+            .set_buckets_for_metric(suffix("_seconds"), SECONDS_BUCKETS)
+            .and_then(|builder| builder.set_buckets_for_metric(suffix("_entries"), ENTRIES_BUCKETS))
+            .and_then(|builder| builder.set_buckets_for_metric(suffix("_bytes"), BYTES_BUCKETS))
+            .expect("the bucket lists are constants and not empty")
+    }
+
+    pub(super) fn describe() {
+        for metric in CATALOGUE {
+            match metric.kind {
+                MetricKind::Counter => metrics::describe_counter!(metric.name, metric.description),
+                MetricKind::Gauge => metrics::describe_gauge!(metric.name, metric.description),
+                MetricKind::Histogram => metrics::describe_histogram!(metric.name, metric.description),
+            }
+        }
+    }
+
+    /// Sends the log of this process to standard error.
+    ///
+    /// # Errors
+    /// [`TelemetryError::Level`] for a bad level, [`TelemetryError::AlreadySet`]
+    /// when the process has a log already.
+    pub fn init_log(options: &LogOptions) -> Result<(), TelemetryError> {
+        let filter = filter(&options.level)?;
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let installed = match options.format {
+            LogFormat::Text => builder.with_ansi(stderr_is_terminal()).finish().try_init(),
+            LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        };
+        installed.map_err(|_| TelemetryError::AlreadySet { what: "log" })
+    }
+
+    /// Whether `level` would be understood by [`init_log`].
+    ///
+    /// # Errors
+    /// [`TelemetryError::Level`] when it would not.
+    pub fn check_log_level(level: &str) -> Result<(), TelemetryError> {
+        filter(level).map(|_| ())
+    }
+
+    fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
+        // etcd has three levels above error, for lines that end the process.
+        let directives = match level {
+            "dpanic" | "panic" | "fatal" => "error",
+            other => other,
+        };
+        let failed = |reason: String| TelemetryError::Level { given: level.to_owned(), reason };
+        // A bare word that is no level would be taken for the name of a module
+        // and silence everything else.
+        let is_level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+        for directive in directives.split(',') {
+            if !directive.contains('=') && !directive.contains('[') && !is_level(directive.trim()) {
+                return Err(failed(format!("{directive:?} is not a level")));
+            }
+        }
+        // Libraries are quieter than the product: their info lines are about sockets.
+        let quiet = "h2=warn,hyper=warn,tower=warn,tonic=warn";
+        EnvFilter::try_new(format!("{quiet},{directives}")).map_err(|error| failed(error.to_string()))
+    }
+
+    fn stderr_is_terminal() -> bool {
+        std::io::IsTerminal::is_terminal(&std::io::stderr())
+    }
+}
+
+#[cfg(all(test, feature = "server"))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_say_their_unit() {
+        let names: BTreeSet<_> = CATALOGUE.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), CATALOGUE.len());
+        for metric in CATALOGUE {
+            assert!(metric.name.starts_with("mainstay_"), "{}", metric.name);
+            assert_eq!(
+                metric.kind == MetricKind::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
+            assert!(metric.description.ends_with('.'), "{}", metric.name);
+            if metric.kind == MetricKind::Histogram {
+                let known = ["_seconds", "_entries", "_bytes"].iter().any(|unit| metric.name.ends_with(unit));
+                assert!(known, "{} has no buckets", metric.name);
+            }
+        }
+    }
+
+    #[test]
+    fn levels_are_etcds_or_directives_and_nothing_else() {
+        for level in ["debug", "info", "warn", "error", "fatal", "info,mainstay::raft=debug"] {
+            check_log_level(level).unwrap();
+        }
+        for level in ["loud", "", "info,chatty"] {
+            assert!(check_log_level(level).unwrap_err().to_string().contains("log-level"), "{level}");
+        }
+        assert!("xml".parse::<LogFormat>().is_err());
+    }
+
+    #[test]
+    fn a_recorder_renders_descriptions_and_buckets() {
+        let recorder = recorder::builder().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            recorder::describe();
+            metrics::counter!(PROPOSALS).increment(3);
+            metrics::histogram!(LOG_FSYNC_SECONDS).record(0.0004);
+        });
+        let text = handle.render();
+        assert!(text.contains("# HELP mainstay_proposals_total Writes proposed"), "{text}");
+        assert!(text.contains("mainstay_proposals_total 3"), "{text}");
+        assert!(text.contains("mainstay_log_fsync_seconds_bucket{le=\"0.0005\"} 1"), "{text}");
+    }
+}

@@ -1,1 +1,94 @@
-//! (scaffold)
+//! The client SDK: typed calls to a cluster, over etcd's API and Mainstay's own.
+//!
+//! It goes on to another endpoint when one fails, repeats what is safe to
+//! repeat, and resumes watches where they broke off. It never repeats a write
+//! whose outcome is unknown, unless the write carries a request id: see
+//! [`Session`]. It holds no cache and runs no task of its own.
+//!
+//! ```no_run
+//! use mainstay::client::{Client, ClientError, GetOptions};
+//!
+//! # async fn example() -> Result<(), ClientError> {
+//! let client = Client::connect(["http://127.0.0.1:2379"])?;
+//! client.put("greeting", "hello").await?;
+//! if let Some(kv) = client.get("greeting").await? {
+//!     println!("{:?} at revision {}", kv.value, kv.mod_revision);
+//! }
+//! let all = client.range(GetOptions::prefix("greet").limit(100)).await?;
+//! println!("{} keys", all.reply.count);
+//! # Ok(())
+//! # }
+//! ```
+
+mod calls;
+mod cluster;
+mod error;
+mod kv;
+mod lease;
+mod lock;
+mod session;
+mod watch;
+
+pub use calls::ClientOptions;
+pub use cluster::SnapshotPiece;
+pub use error::ClientError;
+pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuilder, TxnResult, compare};
+pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
+pub use session::{Session, SessionWrite};
+pub use watch::{Watch, WatchBatch, WatchOptions};
+
+use calls::Calls;
+
+use crate::types::RequestId;
+use crate::wire::metadata as names;
+
+/// A connection to a cluster. Cheap to clone; all clones share the channels.
+#[derive(Clone)]
+pub struct Client {
+    calls: Calls,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("options", self.calls.options()).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client of the cluster at these endpoints (`http://host:port`). Does
+    /// not wait for a connection: the first call does. Must be called inside a
+    /// Tokio runtime.
+    ///
+    /// # Errors
+    /// [`ClientError::NoEndpoints`] and [`ClientError::BadAddress`].
+    pub fn connect<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Result<Client, ClientError> {
+        Client::with_options(endpoints, ClientOptions::default())
+    }
+
+    /// The same with other timeouts and limits.
+    ///
+    /// # Errors
+    /// [`ClientError::NoEndpoints`] and [`ClientError::BadAddress`].
+    pub fn with_options<E: Into<String>>(
+        endpoints: impl IntoIterator<Item = E>,
+        options: ClientOptions,
+    ) -> Result<Client, ClientError> {
+        let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
+        Ok(Client { calls: Calls::new(&endpoints, options)? })
+    }
+
+    /// A client whose writes name `actor` in history and audit.
+    ///
+    /// # Errors
+    /// [`ClientError::BadMetadata`] if the name is not printable ASCII.
+    pub fn with_actor(&self, actor: &str) -> Result<Client, ClientError> {
+        Ok(Client { calls: self.calls.with_metadata(names::ACTOR, actor)? })
+    }
+
+    /// A client whose next write carries this request id: it is applied once,
+    /// however often it is made, and is repeated when its outcome is unknown.
+    /// Use it for one write only. [`Session`] deals the ids out.
+    pub fn with_request_id(&self, id: RequestId) -> Client {
+        Client { calls: self.calls.with_request_id(id) }
+    }
+}

@@ -15,6 +15,7 @@ use self::chunk::{Chunk, Transaction};
 use self::session::{Sessions, Verdict};
 use crate::lease;
 use crate::mvcc::{Marks, ReadError};
+pub use self::read::{is_read_only, read_txn};
 pub use crate::storage::layout::LogPosition;
 use crate::storage::layout::{self, Family, LeaseRecord, SessionRecord, meta};
 use crate::storage::{Batch, Read, Snapshot, StateDb, StorageError, codec};
@@ -24,6 +25,7 @@ use crate::types::{
 };
 
 mod chunk;
+mod read;
 mod session;
 mod txn;
 

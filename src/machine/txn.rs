@@ -166,7 +166,7 @@ pub(super) struct Plan {
 }
 
 /// Whether a record (or its absence) is as the comparison wants it.
-fn matches(compare: &Compare, record: Option<&Record>) -> bool {
+pub(super) fn matches(compare: &Compare, record: Option<&Record>) -> bool {
     let number = |field: fn(&Record) -> i64, target: i64| record.map_or(0, field).cmp(&target);
     let ordering = match &compare.target {
         CompareTarget::Version(target) => number(|record| record.version, *target),

@@ -16,7 +16,7 @@ mod sweep;
 
 pub use events::{EventQuery, events, tombstone};
 pub use hash::{KvHash, digest, hash_kv};
-pub use range::{Found, Keys, range, range_at_head, range_bounds};
+pub use range::{Found, Keys, range, range_at_head, range_bounds, range_piece};
 pub use sweep::{SweepProgress, sweep};
 
 use crate::storage::{Read, StorageError, codec, layout};

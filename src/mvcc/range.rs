@@ -143,6 +143,33 @@ pub fn range_at_head<K: Keys>(
     Ok(collector.finish())
 }
 
+/// One piece of a long range: keys in order from the start of the range, up to
+/// the query's limit or about `piece_bytes`, whichever comes first, but at least
+/// one. `more` says whether keys are left; nothing is counted. The query must be
+/// in key order and without revision filters.
+///
+/// # Errors
+/// `Compacted` or `FutureRevision` for a revision that cannot be read, and
+/// storage errors.
+pub fn range_piece<R: Read>(
+    data: &R,
+    marks: Marks,
+    query: &RangeQuery,
+    piece_bytes: usize,
+) -> Result<RangeReply, ReadError> {
+    check_revision(marks, query.revision)?;
+    let mut collector = Collector { piece: true, ..Collector::new(query, piece_bytes) };
+    if query.revision.0 <= 0 || query.revision == marks.revision {
+        data.visit(query.space, &query.range, &mut |key, found| {
+            collector.take(key_value(key, found.record()?))?;
+            Ok(if collector.is_done() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+    } else {
+        visit_past(data, query, &mut collector)?;
+    }
+    Ok(RangeReply { count: 0, ..collector.reply })
+}
+
 /// Whether a state can be read at `revision` (0 and below: at its head).
 pub(super) fn check_revision(marks: Marks, revision: Revision) -> Result<(), ApplyError> {
     match revision {
@@ -181,6 +208,9 @@ fn visit_past<R: Read>(data: &R, query: &RangeQuery, collector: &mut Collector<'
                     reason: "it is a removal, but its version says it is a put".to_owned(),
                 })?;
                 collector.take(key_value(&key, record))?;
+                if collector.is_done() {
+                    return Ok(());
+                }
             }
             collector.reply.count += 1;
         }
@@ -205,6 +235,8 @@ struct Collector<'a> {
     enough: usize,
     budget_bytes: usize,
     used_bytes: usize,
+    /// Stop, rather than refuse, when the limit or the budget is reached.
+    piece: bool,
 }
 
 impl<'a> Collector<'a> {
@@ -216,12 +248,17 @@ impl<'a> Collector<'a> {
             _ if sees_all => usize::MAX,
             limit => usize::try_from(limit).map_or(usize::MAX, |limit| limit.saturating_add(1)),
         };
-        Collector { query, reply: RangeReply::default(), enough, budget_bytes, used_bytes: 0 }
+        Collector { query, reply: RangeReply::default(), enough, budget_bytes, used_bytes: 0, piece: false }
     }
 
     /// Whether the next key could be part of the answer.
     fn wants(&self) -> bool {
-        self.reply.kvs.len() < self.enough
+        self.piece || self.reply.kvs.len() < self.enough
+    }
+
+    /// Whether a piece is full.
+    fn is_done(&self) -> bool {
+        self.piece && self.reply.more
     }
 
     fn take(&mut self, mut kv: KeyValue) -> Result<(), ApplyError> {
@@ -239,6 +276,16 @@ impl<'a> Collector<'a> {
             kv.value.clear();
         }
         self.used_bytes += kv.key.len() + kv.value.len() + size_of::<KeyValue>();
+        if self.piece {
+            let kept = self.reply.kvs.len();
+            let limit = usize::try_from(self.query.limit).unwrap_or(usize::MAX);
+            let full = (limit > 0 && kept >= limit) || (kept > 0 && self.used_bytes > self.budget_bytes);
+            self.reply.more = full;
+            if !full {
+                self.reply.kvs.push(kv);
+            }
+            return Ok(());
+        }
         if self.used_bytes > self.budget_bytes {
             return Err(ApplyError::RangeTooLarge { limit_bytes: self.budget_bytes as u64 });
         }

@@ -1,12 +1,16 @@
 //! Why a node could not do what it was asked. Messages are etcd's where etcd
 //! has one, because its clients compare them.
+//!
+//! A member sends these to the member that asked on a client's behalf, so
+//! variants are appended, never reordered or removed.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::types::ApplyError;
 
 /// Why a request got no answer.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum NodeError {
     /// The state machine refused it; nothing changed.
     #[error(transparent)]
@@ -65,4 +69,53 @@ pub enum NodeError {
     /// Something this node cannot go on from; it is stopping.
     #[error("mainstay: internal error: {0}")]
     Internal(String),
+    /// Only the leader does this.
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    /// The lease is longer than etcd allows.
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// The command is newer than a member of the cluster understands.
+    #[error(
+        "mainstay: the cluster runs version {cluster} and this needs {needed}; upgrade every member first"
+    )]
+    ClusterTooOld {
+        /// The cluster's version.
+        cluster: String,
+        /// The version that introduced the command.
+        needed: String,
+    },
+    /// The node may not come into the cluster as it asked; the message says what to do.
+    #[error("{0}")]
+    NotAdmitted(String),
+}
+
+impl NodeError {
+    /// Whether the same request may succeed later without anybody's help.
+    pub fn may_retry(&self) -> bool {
+        matches!(
+            self,
+            NodeError::TooManyRequests
+                | NodeError::NoLeader
+                | NodeError::LeaderChanged
+                | NodeError::Timeout
+                | NodeError::Stopped
+                | NodeError::NotLeader
+                | NodeError::LearnerNotReady
+                | NodeError::Unhealthy
+                | NodeError::TransferTimeout
+        )
+    }
+
+    /// Whether the request may have been carried out all the same.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(
+            self,
+            NodeError::LeaderChanged
+                | NodeError::Timeout
+                | NodeError::TransferTimeout
+                | NodeError::Internal(_)
+                | NodeError::Stopped
+        )
+    }
 }

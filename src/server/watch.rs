@@ -67,14 +67,14 @@ pub struct WatchService {
 
 impl WatchService {
     /// The service over a node's hub.
-    pub fn new(node: &Arc<Node>, options: WatchServiceOptions) -> WatchService {
+    pub fn new(node: &Node, options: WatchServiceOptions) -> WatchService {
         let surroundings = Surroundings {
             hub: node.hub().clone(),
             cluster_id: node.cluster_id(),
             member_id: node.id(),
             term: Box::new({
                 let node = node.clone();
-                move || node.status().term
+                move || node.leadership().term
             }),
             leader: node.leader_changes(),
             options,

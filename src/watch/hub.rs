@@ -18,10 +18,11 @@ use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::cursor::{StreamShared, Watcher};
 use super::history::{Chunks, History};
 use super::index::Index;
 use super::ring::{Entry, Ring};
-use super::stream::{StreamShared, WatchStream, Watcher};
+use super::stream::WatchStream;
 use super::{
     HubOptions, METRIC_CATCH_UP_READS, METRIC_EVENTS_SENT, METRIC_RING_BYTES, METRIC_SLOW_WATCHERS,
     METRIC_STREAMS, METRIC_WATCHERS,

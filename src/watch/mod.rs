@@ -18,6 +18,7 @@
 //! Locks are taken in the order: index, stream, ring. The ring's is held for
 //! moving pointers only, because the applying thread takes it.
 
+mod cursor;
 mod history;
 mod hub;
 mod index;

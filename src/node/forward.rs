@@ -1,0 +1,314 @@
+//! Proposals of a follower on their way to the leader, and their arrival there.
+//!
+//! One pipelined link per leader. What was handed to a link that broke is in
+//! doubt; what was not yet handed over is certainly in no log. A link to a
+//! former leader lives on until its answers are in, or for one request timeout.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::control::{ForwardEnd, ForwardItem, ForwardLink, ForwardOutcome, ForwardResult};
+use super::core::Core;
+use super::propose::{Admitted, BATCH_COUNT_MAX, Outcome, Pending, Proposer, WriteResults, write_batch};
+use crate::storage::codec;
+use crate::telemetry;
+use crate::types::{Command, NodeId, Reply};
+
+/// Batches that wait for one link; the forwarding task waits beyond it.
+const LINK_QUEUE_BATCHES: usize = 16;
+/// Links that followers may open before the newest has to wait.
+pub(super) const ACCEPT_QUEUE: usize = 16;
+
+struct Link {
+    to: NodeId,
+    batches: mpsc::Sender<Vec<Pending>>,
+}
+
+/// Takes what was proposed here while another leads, and sends it there.
+pub(super) async fn run(core: Arc<Core>, mut queue: mpsc::Receiver<Pending>, stop: CancellationToken) {
+    let mut links = JoinSet::new();
+    let mut current: Option<Link> = None;
+    let mut batch = Vec::with_capacity(BATCH_COUNT_MAX);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = links.join_next(), if !links.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+            count = queue.recv_many(&mut batch, BATCH_COUNT_MAX) => {
+                if count == 0 {
+                    break;
+                }
+                batch.retain(|pending: &Pending| !pending.answer.is_closed());
+                let taken = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_COUNT_MAX));
+                send(&core, &mut links, &mut current, taken).await;
+            }
+        }
+    }
+    links.shutdown().await;
+}
+
+async fn send(core: &Arc<Core>, links: &mut JoinSet<()>, current: &mut Option<Link>, batch: Vec<Pending>) {
+    let leadership = core.leadership();
+    let to = leadership.leader;
+    if to == 0 || leadership.here {
+        return reject(batch, false);
+    }
+    let usable = current.as_ref().is_some_and(|link| link.to == to && !link.batches.is_closed());
+    if !usable {
+        let (batches, waiting) = mpsc::channel(LINK_QUEUE_BATCHES);
+        links.spawn(drive(core.clone(), to, waiting));
+        *current = Some(Link { to, batches });
+    }
+    let Some(link) = current.as_ref() else { return reject(batch, false) };
+    let mut changes = core.leadership_changes();
+    tokio::select! {
+        permit = link.batches.reserve() => match permit {
+            Ok(permit) => permit.send(batch),
+            Err(_) => reject(batch, false),
+        },
+        // The link is stuck and its leader is no longer ours.
+        _ = changes.wait_for(|now| now.leader != to) => reject(batch, false),
+    }
+}
+
+/// Certainly not proposed: the callers may try again.
+fn reject(batch: Vec<Pending>, too_many: bool) {
+    for pending in batch {
+        drop(pending.admitted);
+        let _ = pending.answer.send(Outcome::Rejected { too_many });
+    }
+}
+
+struct Waiting {
+    answer: oneshot::Sender<Outcome>,
+    _admitted: Option<Admitted>,
+}
+
+/// Opens a link and keeps it until it breaks, or its leader was replaced and
+/// the answers are in.
+async fn drive(core: Arc<Core>, to: NodeId, mut batches: mpsc::Receiver<Vec<Pending>>) {
+    let mut link = match core.carrier.forward(to).await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::debug!(to = %format!("{to:x}"), %error, "cannot forward");
+            batches.close();
+            while let Some(batch) = batches.recv().await {
+                reject(batch, false);
+            }
+            return;
+        }
+    };
+    let mut waiting: BTreeMap<u64, Waiting> = BTreeMap::new();
+    exchange(&core, &mut link, &mut batches, &mut waiting).await;
+    batches.close();
+    while let Some(batch) = batches.recv().await {
+        reject(batch, false);
+    }
+    for (_, waiting) in waiting {
+        let _ = waiting.answer.send(Outcome::Unknown);
+    }
+}
+
+/// Sends and receives until either side is done.
+async fn exchange(
+    core: &Core,
+    link: &mut ForwardLink,
+    batches: &mut mpsc::Receiver<Vec<Pending>>,
+    waiting: &mut BTreeMap<u64, Waiting>,
+) {
+    let mut sequence = 0;
+    let mut outgoing: Option<Vec<Pending>> = None;
+    // Set when the leader was replaced: how long its answers are waited for.
+    let mut drain_until: Option<Instant> = None;
+    loop {
+        if drain_until.is_some() && waiting.is_empty() && outgoing.is_none() {
+            return;
+        }
+        let far = Instant::now() + core.options.request_timeout();
+        tokio::select! {
+            results = link.results.next() => match results {
+                Some(results) => settle(waiting, results),
+                None => break,
+            },
+            // Both directions at once: a full link must not stop its answers.
+            permit = link.items.reserve(), if outgoing.is_some() => match permit {
+                Ok(permit) => {
+                    let batch = outgoing.take().unwrap_or_default();
+                    permit.send(number(batch, &mut sequence, waiting));
+                }
+                Err(_) => break,
+            },
+            batch = batches.recv(), if outgoing.is_none() && drain_until.is_none() => match batch {
+                Some(batch) => outgoing = Some(batch),
+                None => drain_until = Some(far),
+            },
+            () = tokio::time::sleep_until(drain_until.unwrap_or(far)), if drain_until.is_some() => break,
+        }
+    }
+    reject(outgoing.unwrap_or_default(), false);
+}
+
+fn number(batch: Vec<Pending>, sequence: &mut u64, waiting: &mut BTreeMap<u64, Waiting>) -> Vec<ForwardItem> {
+    let mut items = Vec::with_capacity(batch.len());
+    for pending in batch {
+        *sequence += 1;
+        items.push(ForwardItem { sequence: *sequence, body: pending.body });
+        waiting.insert(*sequence, Waiting { answer: pending.answer, _admitted: pending.admitted });
+    }
+    metrics::histogram!(telemetry::FORWARD_BATCH_ENTRIES).record(items.len() as f64);
+    metrics::counter!(telemetry::PROPOSALS_FORWARDED).increment(items.len() as u64);
+    items
+}
+
+fn settle(waiting: &mut BTreeMap<u64, Waiting>, results: Vec<ForwardResult>) {
+    for result in results {
+        let Some(waiting) = waiting.remove(&result.sequence) else { continue };
+        let outcome = match result.outcome {
+            ForwardOutcome::Applied { index, reply } => match codec::decode::<Reply>("a reply", &reply) {
+                Ok(reply) => Outcome::Applied { index, reply },
+                Err(error) => {
+                    // It was applied, but what came of it cannot be told.
+                    tracing::error!(%error, "a forwarded proposal's reply is damaged");
+                    Outcome::Unknown
+                }
+            },
+            ForwardOutcome::Rejected { too_many, .. } => Outcome::Rejected { too_many },
+            ForwardOutcome::Unknown => Outcome::Unknown,
+        };
+        let _ = waiting.answer.send(outcome);
+    }
+}
+
+/// Serves the links that followers open.
+pub(super) async fn accept(
+    core: Arc<Core>,
+    proposer: Arc<Proposer>,
+    mut ends: mpsc::Receiver<ForwardEnd>,
+    stop: CancellationToken,
+) {
+    let mut serving = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = serving.join_next(), if !serving.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    std::panic::resume_unwind(error.into_panic());
+                }
+            }
+            end = ends.recv() => match end {
+                Some(end) => { serving.spawn(serve(core.clone(), proposer.clone(), end)); }
+                None => break,
+            }
+        }
+    }
+    serving.shutdown().await;
+}
+
+async fn serve(core: Arc<Core>, proposer: Arc<Proposer>, mut end: ForwardEnd) {
+    // Bounded by the admission of what is forwarded.
+    let mut answering = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(()) = answering.next(), if !answering.is_empty() => {}
+            items = end.items.next() => {
+                let Some(items) = items else { break };
+                if let Some(answer) = take(&core, &proposer, items, &end.results).await {
+                    answering.push(answer);
+                }
+            }
+        }
+    }
+    while answering.next().await.is_some() {}
+}
+
+/// Proposes what there is room for; the rest is rejected at once.
+async fn take(
+    core: &Core,
+    proposer: &Proposer,
+    items: Vec<ForwardItem>,
+    results: &mpsc::Sender<Vec<ForwardResult>>,
+) -> Option<impl Future<Output = ()> + use<>> {
+    let leadership = core.leadership();
+    let mut rejected = Vec::new();
+    let mut admitted = Vec::with_capacity(items.len());
+    let mut bodies = Vec::with_capacity(items.len());
+    for item in items {
+        if !is_command(&item.body) {
+            // Every replica would stop at it. The follower's own copy is whole,
+            // or it is at fault; either way this one does not go into the log.
+            tracing::error!("a forwarded proposal is no command and is refused");
+            let outcome = ForwardOutcome::Rejected { leader: leadership.leader, too_many: false };
+            rejected.push(ForwardResult { sequence: item.sequence, outcome });
+            continue;
+        }
+        let room = if leadership.here { proposer.admit_forwarded(item.body.len()) } else { None };
+        match room {
+            Some(room) => {
+                admitted.push((item.sequence, room));
+                bodies.push(item.body);
+            }
+            None => {
+                let too_many = leadership.here;
+                let outcome = ForwardOutcome::Rejected { leader: leadership.leader, too_many };
+                rejected.push(ForwardResult { sequence: item.sequence, outcome });
+            }
+        }
+    }
+    // A follower that is gone gets no answers; its callers see the link break.
+    if !rejected.is_empty() && results.send(rejected).await.is_err() {
+        return None;
+    }
+    if bodies.is_empty() {
+        return None;
+    }
+    let written = write_batch(core, bodies).await.ok()?;
+    Some(report(admitted, written, results.clone(), leadership.leader))
+}
+
+/// Whether bytes from the network are a command that apply can read: an entry
+/// that it cannot read ends every node.
+fn is_command(body: &[u8]) -> bool {
+    codec::decode::<Command>("a forwarded command", body).is_ok()
+}
+
+/// Sends results as they come, as many at a time as are ready.
+async fn report(
+    admitted: Vec<(u64, Admitted)>,
+    mut written: WriteResults,
+    results: mpsc::Sender<Vec<ForwardResult>>,
+    leader: NodeId,
+) {
+    let mut ready = Vec::new();
+    let mut remaining = admitted.into_iter();
+    while let Some((sequence, room)) = remaining.next() {
+        let outcome = match written.next().now_or_never() {
+            Some(outcome) => outcome,
+            None => {
+                if !ready.is_empty() && results.send(std::mem::take(&mut ready)).await.is_err() {
+                    return;
+                }
+                written.next().await
+            }
+        };
+        drop(room);
+        let outcome = match outcome {
+            Some(Outcome::Applied { index, reply }) => {
+                ForwardOutcome::Applied { index, reply: codec::encode(&reply).into() }
+            }
+            Some(Outcome::Rejected { too_many }) => ForwardOutcome::Rejected { leader, too_many },
+            Some(Outcome::Unknown) | None => ForwardOutcome::Unknown,
+        };
+        ready.push(ForwardResult { sequence, outcome });
+    }
+    let _ = results.send(ready).await;
+}
