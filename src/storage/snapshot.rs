@@ -375,6 +375,7 @@ impl SnapshotReader {
     /// [`StorageError::Corrupt`] when a file is not what the manifest says,
     /// [`StorageError::Io`] when it cannot be read: the node must stop, because
     /// its own tables are the same files.
+    #[allow(clippy::should_implement_trait, reason = "an iterator's end and its errors read worse here")]
     pub fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
         while let Some(entry) = self.snapshot.manifest.files.get(self.file) {
             let path = self.snapshot.data().join(&entry.name);
