@@ -9,7 +9,9 @@ use futures_util::stream::BoxStream;
 
 use super::args::GlobalArgs;
 use super::error::CliError;
-use crate::client::{Client, ClientError, ClientOptions, GetOptions, LeaseKeeper, PutOptions, SnapshotPiece, Watch};
+use crate::client::{
+    Client, ClientError, ClientOptions, GetOptions, LeaseKeeper, PutOptions, SnapshotPiece, Watch,
+};
 use crate::types::{
     DeleteRange, KeyValue, LeaseId, MemberKind, Put, RangeQuery, RangeReply, Revision, Txn, TxnReply,
 };
@@ -126,13 +128,18 @@ impl SnapshotStream {
 impl Api {
     /// The cluster at these endpoints. Connects with the first call.
     pub fn connect(endpoints: &[String], global: &GlobalArgs) -> Result<Api, CliError> {
-        let mut options = ClientOptions { request_timeout: global.command_timeout, ..ClientOptions::default() };
+        let mut options =
+            ClientOptions { request_timeout: global.command_timeout, ..ClientOptions::default() };
         options.channel.connect_timeout = global.dial_timeout;
         Ok(Api { client: Client::with_options(endpoints.iter().cloned(), options)? })
     }
 
     /// Reads keys; also returns the store's revision.
-    pub async fn range(&self, query: &RangeQuery, serializable: bool) -> Result<(Revision, RangeReply), CliError> {
+    pub async fn range(
+        &self,
+        query: &RangeQuery,
+        serializable: bool,
+    ) -> Result<(Revision, RangeReply), CliError> {
         let mut options = GetOptions::keys(query.range.clone())
             .revision(query.revision)
             .limit(query.limit)
@@ -206,9 +213,7 @@ impl Api {
     pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseInfo, CliError> {
         Ok(match self.client.lease_ttl(id, keys).await? {
             None => LeaseInfo { ttl_s: -1, granted_ttl_s: 0, keys: Vec::new() },
-            Some(left) => {
-                LeaseInfo { ttl_s: left.ttl_s, granted_ttl_s: left.granted_ttl_s, keys: left.keys }
-            }
+            Some(left) => LeaseInfo { ttl_s: left.ttl_s, granted_ttl_s: left.granted_ttl_s, keys: left.keys },
         })
     }
 
@@ -310,7 +315,8 @@ impl Api {
     pub async fn alarms(&self) -> Result<Vec<(u64, String)>, CliError> {
         let alarms = self.client.alarm_list().await?;
         let name = |alarm: i32| {
-            AlarmType::try_from(alarm).map_or_else(|_| alarm.to_string(), |alarm| alarm.as_str_name().to_owned())
+            AlarmType::try_from(alarm)
+                .map_or_else(|_| alarm.to_string(), |alarm| alarm.as_str_name().to_owned())
         };
         Ok(alarms.into_iter().map(|alarm| (alarm.member_id, name(alarm.alarm))).collect())
     }
@@ -324,7 +330,8 @@ impl Api {
     pub async fn lock(&self, name: Bytes, lease: LeaseId) -> Result<Held, CliError> {
         let key = self.client.lock(name, lease).await?;
         let kv = self.client.get(key.clone()).await?;
-        let kv = kv.ok_or_else(|| CliError::Conflict("the lock was lost as soon as it was got".to_owned()))?;
+        let kv =
+            kv.ok_or_else(|| CliError::Conflict("the lock was lost as soon as it was got".to_owned()))?;
         Ok(Held { key, revision: kv.create_revision, leader: None })
     }
 

@@ -343,12 +343,8 @@ mod tests {
 
     #[test]
     fn every_key_starts_at_the_least_key_there_is() {
-        let args = |key: &str, prefix, from_key| RangeArgs {
-            key: key.into(),
-            range_end: None,
-            prefix,
-            from_key,
-        };
+        let args =
+            |key: &str, prefix, from_key| RangeArgs { key: key.into(), range_end: None, prefix, from_key };
         assert_eq!(args("", true, false).range().unwrap(), KeyRange::From(Bytes::from_static(b"\0")));
         assert_eq!(args("", false, true).range().unwrap(), KeyRange::From(Bytes::from_static(b"\0")));
         assert!(args("", false, false).range().is_err());

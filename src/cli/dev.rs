@@ -104,7 +104,9 @@ pub async fn dev(context: &Context, command: DevCommand) -> Result<(), CliError>
     // A second signal ends the wait: the children are killed when the supervisor is dropped.
     let killed = tokio::select! {
         killed = supervisor.stop() => killed,
-        _ = signals.next() => return Err(CliError::Failed("interrupted while stopping; the nodes were killed".to_owned())),
+        _ = signals.next() => {
+            return Err(CliError::Failed("interrupted while stopping; the nodes were killed".to_owned()));
+        }
     };
     if let Some(temporary) = temporary {
         let path = temporary.path().to_owned();
@@ -154,10 +156,14 @@ fn shape(command: &DevCommand, directory: &Path) -> Result<Shape, CliError> {
         Some(base) => {
             let port = |offset: usize| {
                 u16::try_from(usize::from(base) + offset).ok().filter(|port| *port > 0).ok_or_else(|| {
-                    CliError::Usage(format!("--base-port {base}: there are no {} ports from there on", 2 * count))
+                    CliError::Usage(format!(
+                        "--base-port {base}: there are no {} ports from there on",
+                        2 * count
+                    ))
                 })
             };
-            let ports: Result<Vec<_>, CliError> = (0..count).map(|i| Ok((port(2 * i)?, port(2 * i + 1)?))).collect();
+            let ports: Result<Vec<_>, CliError> =
+                (0..count).map(|i| Ok((port(2 * i)?, port(2 * i + 1)?))).collect();
             let shape = Shape { ports: ports? };
             check_free(&shape)?;
             shape
@@ -172,7 +178,9 @@ fn shape(command: &DevCommand, directory: &Path) -> Result<Shape, CliError> {
 fn check_free(shape: &Shape) -> Result<(), CliError> {
     for port in shape.ports.iter().flat_map(|(client, peer)| [*client, *peer]) {
         TcpListener::bind(("127.0.0.1", port)).map_err(|e| {
-            CliError::Failed(format!("port {port} cannot be used ({e}); stop what uses it or choose other ports"))
+            CliError::Failed(format!(
+                "port {port} cannot be used ({e}); stop what uses it or choose other ports"
+            ))
         })?;
     }
     Ok(())
@@ -183,15 +191,23 @@ fn free_ports(nodes: usize) -> Result<Shape, CliError> {
     let draw = || TcpListener::bind(("127.0.0.1", 0)).map_err(|e| CliError::io("finding a free port", e));
     let held: Vec<TcpListener> = (0..2 * nodes).map(|_| draw()).collect::<Result<_, _>>()?;
     let port = |listener: &TcpListener| {
-        listener.local_addr().map(|address| address.port()).map_err(|e| CliError::io("finding a free port", e))
+        listener
+            .local_addr()
+            .map(|address| address.port())
+            .map_err(|e| CliError::io("finding a free port", e))
     };
-    let ports: Result<Vec<_>, CliError> = held.chunks_exact(2).map(|pair| Ok((port(&pair[0])?, port(&pair[1])?))).collect();
+    let ports: Result<Vec<_>, CliError> =
+        held.chunks_exact(2).map(|pair| Ok((port(&pair[0])?, port(&pair[1])?))).collect();
     Ok(Shape { ports: ports? })
 }
 
 fn specs(shape: &Shape, directory: &Path) -> Vec<NodeSpec> {
-    let peers: Vec<String> =
-        shape.ports.iter().enumerate().map(|(i, (_, peer))| format!("node{}={}", i + 1, url(*peer))).collect();
+    let peers: Vec<String> = shape
+        .ports
+        .iter()
+        .enumerate()
+        .map(|(i, (_, peer))| format!("node{}={}", i + 1, url(*peer)))
+        .collect();
     let spec = |(i, (client, peer)): (usize, &(u16, u16))| {
         let name = format!("node{}", i + 1);
         let mut args: Vec<OsString> = vec!["serve".into()];

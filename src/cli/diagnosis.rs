@@ -189,7 +189,11 @@ fn reachability(facts: &Facts, findings: &mut Vec<Finding>) {
             push(
                 findings,
                 Severity::Problem,
-                format!("member {} does not answer at {} ({why})", member.label(), member.client_urls.join(", ")),
+                format!(
+                    "member {} does not answer at {} ({why})",
+                    member.label(),
+                    member.client_urls.join(", ")
+                ),
                 format!(
                     "start it again; if its disk is lost, `mainstay member remove {:x}` and add a new member",
                     member.id
@@ -291,8 +295,13 @@ fn alarms(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn progress(facts: &Facts, findings: &mut Vec<Finding>) {
-    let furthest =
-        facts.members.iter().filter_map(|m| m.probe.as_ref().ok()).map(|p| p.applied_index).max().unwrap_or(0);
+    let furthest = facts
+        .members
+        .iter()
+        .filter_map(|m| m.probe.as_ref().ok())
+        .map(|p| p.applied_index)
+        .max()
+        .unwrap_or(0);
     for member in &facts.members {
         let Ok(probe) = &member.probe else { continue };
         let behind = furthest.saturating_sub(probe.applied_index);
@@ -419,7 +428,9 @@ fn shape(facts: &Facts, findings: &mut Vec<Finding>) {
             push(
                 findings,
                 Severity::Note,
-                format!("{count} of {voters} voting members are on {host}: when it fails, the quorum is lost"),
+                format!(
+                    "{count} of {voters} voting members are on {host}: when it fails, the quorum is lost"
+                ),
                 "fine for trying things out; in production put each member on a machine of its own",
             );
         }
@@ -439,7 +450,8 @@ fn versions(facts: &Facts, findings: &mut Vec<Finding>) {
         }
     }
     if versions.len() > 1 {
-        let parts: Vec<String> = versions.iter().map(|(version, who)| format!("{version}: {}", who.join(", "))).collect();
+        let parts: Vec<String> =
+            versions.iter().map(|(version, who)| format!("{version}: {}", who.join(", "))).collect();
         push(
             findings,
             Severity::Note,

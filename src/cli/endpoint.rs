@@ -1,5 +1,5 @@
-//! `endpoint health | status | hashkv`, and `status`: every endpoint asked by
-//! itself, at the same time.
+//! `endpoint health | status | hashkv` for endpoints and `status` for members:
+//! each asked by itself, all at the same time.
 
 use std::time::Duration;
 
@@ -113,7 +113,9 @@ async fn health(context: &Context, which: Which) -> Result<(), CliError> {
         out.json(&Value::Array(list))?;
     } else if out.is_table() {
         let rows = answers.iter().map(|(endpoint, answer)| match answer {
-            Ok(took) => vec![endpoint.clone(), "true".to_owned(), format!("{:.1} ms", ms(*took)), String::new()],
+            Ok(took) => {
+                vec![endpoint.clone(), "true".to_owned(), format!("{:.1} ms", ms(*took)), String::new()]
+            }
             Err(error) => vec![endpoint.clone(), "false".to_owned(), String::new(), error.to_string()],
         });
         out.rows(&["ENDPOINT", "HEALTH", "TOOK", "ERROR"], rows.collect())?;
@@ -121,7 +123,10 @@ async fn health(context: &Context, which: Which) -> Result<(), CliError> {
         for (endpoint, answer) in &answers {
             out.line(match answer {
                 Ok(took) => {
-                    format!("{endpoint} is healthy: successfully committed proposal: took = {:.3}ms", ms(*took))
+                    format!(
+                        "{endpoint} is healthy: successfully committed proposal: took = {:.3}ms",
+                        ms(*took)
+                    )
                 }
                 Err(error) => format!("{endpoint} is unhealthy: {error}"),
             })?;
@@ -137,8 +142,7 @@ fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1000.0
 }
 
-/// Runs `endpoint status`, and `status` for all members.
-pub async fn status(context: &Context, which: Which) -> Result<(), CliError> {
+async fn status(context: &Context, which: Which) -> Result<(), CliError> {
     let endpoints = endpoints(context, &which).await?;
     let answers = ask_each(context, endpoints, async |api| api.status().await).await;
     let out = &context.out;
@@ -200,6 +204,71 @@ fn status_json(endpoint: &str, status: &Status) -> Value {
     })
 }
 
+/// Runs `status`: every member, by name, whether it answers or not.
+pub async fn members_status(context: &Context) -> Result<(), CliError> {
+    let members = context.api().await?.members(false).await?;
+    let asked = members.iter().map(|member| async {
+        if member.client_urls.is_empty() {
+            return Err(CliError::Unavailable("it has never started".to_owned()));
+        }
+        context.api_at(&member.client_urls).await?.status().await
+    });
+    let answers = join_all(asked).await;
+    let out = &context.out;
+    if out.is_json() {
+        let list: Vec<Value> = members
+            .iter()
+            .zip(&answers)
+            .map(|(member, answer)| {
+                let mut value = match answer {
+                    Ok(status) => status_json(&member.client_urls.join(","), status),
+                    Err(error) => {
+                        json!({ "member_id": format!("{:x}", member.id), "error": error.to_string() })
+                    }
+                };
+                value["name"] = json!(member.name);
+                value
+            })
+            .collect();
+        out.json(&Value::Array(list))?;
+    } else {
+        let rows = members.iter().zip(&answers).map(|(member, answer)| {
+            let mut row = vec![member.name.clone(), format!("{:x}", member.id), member.client_urls.join(",")];
+            row.extend(match answer {
+                Ok(status) => [
+                    role(status).to_owned(),
+                    status.revision.to_string(),
+                    status.applied_index.to_string(),
+                    bytes_text(status.db_bytes),
+                    status.version.clone(),
+                    status.errors.join("; "),
+                ],
+                Err(error) => {
+                    let unknown = || "-".to_owned();
+                    [unknown(), unknown(), unknown(), unknown(), unknown(), error.to_string()]
+                }
+            });
+            row
+        });
+        let headers =
+            ["NAME", "ID", "ENDPOINT", "ROLE", "REVISION", "APPLIED", "DB SIZE", "VERSION", "ERRORS"];
+        out.rows(&headers, rows.collect())?;
+    }
+    match answers.iter().filter(|answer| answer.is_err()).count() {
+        0 => Ok(()),
+        n => Err(CliError::Unavailable(format!("{n} of {} members do not answer", members.len()))),
+    }
+}
+
+fn role(status: &Status) -> &'static str {
+    match (status.leader, status.is_learner) {
+        (leader, _) if leader == status.member => "leader",
+        (_, true) => "learner",
+        (0, _) => "no leader",
+        _ => "follower",
+    }
+}
+
 async fn hashkv(context: &Context, which: Which, revision: i64) -> Result<(), CliError> {
     if revision < 0 {
         return Err(CliError::Usage("--rev counts from 1; 0 is the newest".to_owned()));
@@ -222,11 +291,19 @@ async fn hashkv(context: &Context, which: Which, revision: i64) -> Result<(), Cl
         out.json(&Value::Array(list))?;
     } else if out.is_table() {
         let rows = known.iter().map(|(endpoint, hash)| {
-            vec![(*endpoint).clone(), hash.hash.to_string(), hash.revision.to_string(), hash.compact_revision.to_string()]
+            vec![
+                (*endpoint).clone(),
+                hash.hash.to_string(),
+                hash.revision.to_string(),
+                hash.compact_revision.to_string(),
+            ]
         });
         out.rows(&["ENDPOINT", "HASH", "HASH REVISION", "COMPACT REVISION"], rows.collect())?;
     } else {
-        out.rows(&[], known.iter().map(|(endpoint, hash)| vec![(*endpoint).clone(), hash.hash.to_string()]).collect())?;
+        out.rows(
+            &[],
+            known.iter().map(|(endpoint, hash)| vec![(*endpoint).clone(), hash.hash.to_string()]).collect(),
+        )?;
     }
     report_failures(&answers)
 }

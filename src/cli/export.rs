@@ -77,15 +77,21 @@ pub async fn export(context: &Context, command: ExportCommand) -> Result<(), Cli
     context.out.either(
         || {
             json!({
-                "exported": keys, "bytes": bytes, "left_out": left_out, "revision": revision.0,
+                "keys": keys, "bytes": bytes, "left_out": left_out, "revision": revision.0,
                 "path": command.path.display().to_string(),
             })
         },
-        format!("exported {keys} keys, {}, as of revision {revision}, to {}", bytes_text(bytes), command.path.display()),
+        format!(
+            "exported {keys} keys, {}, as of revision {revision}, to {}",
+            bytes_text(bytes),
+            command.path.display()
+        ),
     )?;
     match left_out {
         0 => Ok(()),
-        n => Err(CliError::Conflict(format!("{n} keys cannot be file names below a directory and were left out"))),
+        n => Err(CliError::Conflict(format!(
+            "{n} keys cannot be file names below a directory and were left out"
+        ))),
     }
 }
 
@@ -102,7 +108,10 @@ impl Sink {
             std::fs::create_dir_all(&path).map_err(|e| CliError::file(&path, e))?;
             let mut entries = std::fs::read_dir(&path).map_err(|e| CliError::file(&path, e))?;
             if entries.next().is_some() {
-                return Err(CliError::Conflict(format!("{} is not empty; name a new directory", path.display())));
+                return Err(CliError::Conflict(format!(
+                    "{} is not empty; name a new directory",
+                    path.display()
+                )));
             }
             return Ok(Sink::Tree { root: path, directories: BTreeSet::new(), left_out: 0 });
         }

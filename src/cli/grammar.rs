@@ -38,7 +38,11 @@ pub fn parse_compare(line: &str) -> Result<Compare, CliError> {
     if key.is_empty() {
         return Err(wrong("the key is empty"));
     }
-    rest = rest.trim_start().strip_prefix(')').ok_or_else(|| wrong("`)` is missing after the key"))?.trim_start();
+    rest = rest
+        .trim_start()
+        .strip_prefix(')')
+        .ok_or_else(|| wrong("`)` is missing after the key"))?
+        .trim_start();
     let (op, after) = [
         ("!=", CompareOp::NotEqual),
         ("=", CompareOp::Equal),
@@ -54,9 +58,10 @@ pub fn parse_compare(line: &str) -> Result<Compare, CliError> {
         return Err(wrong("there is something after the value"));
     }
     let number = || {
-        std::str::from_utf8(&value).ok().and_then(|text| text.parse::<i64>().ok()).ok_or_else(|| {
-            wrong("the value is no whole number")
-        })
+        std::str::from_utf8(&value)
+            .ok()
+            .and_then(|text| text.parse::<i64>().ok())
+            .ok_or_else(|| wrong("the value is no whole number"))
     };
     let target = match target.trim() {
         "ver" | "version" => CompareTarget::Version(number()?),
@@ -86,9 +91,7 @@ pub fn parse_op(line: &str) -> Result<TxnOp, CliError> {
                 (Some(value), false) => bytes_of(value),
                 (None, true) => Bytes::new(),
                 _ => {
-                    return Err(CliError::Usage(format!(
-                        "`{line}`: give either a value or --ignore-value"
-                    )));
+                    return Err(CliError::Usage(format!("`{line}`: give either a value or --ignore-value")));
                 }
             };
             TxnOp::Put(Put { value, ..args.put()? })
@@ -261,7 +264,8 @@ mod tests {
 
     #[test]
     fn any_text_is_read_without_a_panic() {
-        for line in ["'", "\"", "\\", "`", "put \"\\", "put \"\\x", "put \"\\u12", "ü(", "(((", "put '' ü'"] {
+        for line in ["'", "\"", "\\", "`", "put \"\\", "put \"\\x", "put \"\\u12", "ü(", "(((", "put '' ü'"]
+        {
             let _ = parse_compare(line);
             let _ = parse_op(line);
         }

@@ -60,7 +60,8 @@ fn parse_date(text: &str) -> Option<u64> {
     if parts.next() != Some("GMT") || !(1970..10_000).contains(&year) || !(1..=31).contains(&day) {
         return None;
     }
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize];
     let leap_days = (1970..year).filter(|year| is_leap(*year)).count() as u64;
     let this_leap_day = u64::from(is_leap(year) && month >= 2);

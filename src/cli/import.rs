@@ -133,7 +133,8 @@ fn report(
     took: Duration,
     dry_run: bool,
 ) -> Result<(), CliError> {
-    let reasons: Vec<String> = skipped.reasons().map(|(why, count)| format!("{count} {}", why.words())).collect();
+    let reasons: Vec<String> =
+        skipped.reasons().map(|(why, count)| format!("{count} {}", why.words())).collect();
     let mut text = format!(
         "{} {} {what}, {}, in {} transactions, in {:.1} s",
         if dry_run { "would import" } else { "imported" },
@@ -151,7 +152,7 @@ fn report(
     let skipped_json: Map<String, Value> =
         skipped.reasons().map(|(why, count)| (why.words().to_owned(), json!(count))).collect();
     context.out.json(&json!({
-        "imported": imported.keys, "bytes": imported.bytes, "transactions": imported.txns,
+        "keys": imported.keys, "bytes": imported.bytes, "transactions": imported.txns,
         "skipped": skipped.total(), "skipped_reasons": skipped_json, "dry_run": dry_run,
         "took_ms": took.as_millis() as u64,
     }))
@@ -172,7 +173,10 @@ async fn import_lines(
             continue;
         }
         let (key, value) = parse_line(&line).map_err(|why| {
-            CliError::Usage(format!("line {}: {why}; JSON lines as `mainstay export` writes them are expected", number + 1))
+            CliError::Usage(format!(
+                "line {}: {why}; JSON lines as `mainstay export` writes them are expected",
+                number + 1
+            ))
         })?;
         let key = [&bytes_of(&command.prefix)[..], &key].concat();
         writer.put(key.into(), value.into(), LeaseId::NONE).await?;
@@ -298,7 +302,6 @@ async fn write_batch(api: Api, batch: Vec<Put>) -> Result<Imported, CliError> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,7 +313,8 @@ mod tests {
             parse_line(r#"{"key":"a","value":"/wA=","value_encoding":"base64","version":3}"#),
             Ok((b"a".to_vec(), vec![0xff, 0]))
         );
-        for wrong in ["", "[]", "{}", r#"{"key":"","value":""}"#, r#"{"key":"a"}"#, r#"{"key":1,"value":""}"#] {
+        for wrong in ["", "[]", "{}", r#"{"key":"","value":""}"#, r#"{"key":"a"}"#, r#"{"key":1,"value":""}"#]
+        {
             assert!(parse_line(wrong).is_err(), "{wrong}");
         }
     }

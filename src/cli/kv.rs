@@ -12,8 +12,8 @@ use super::args::{Consistency, GetArgs, RangeArgs, bytes_of, parse_lease};
 use super::error::CliError;
 use super::output::{Output, cell, kv_json, plain, say};
 use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRange, KeyRange, KeyValue, LeaseId, Put, RangeReply, Revision, Space,
-    Txn, TxnOp, TxnOpReply,
+    Compare, CompareOp, CompareTarget, DeleteRange, KeyRange, KeyValue, LeaseId, Put, RangeReply, Revision,
+    Space, Txn, TxnOp, TxnOpReply,
 };
 
 /// `mainstay get`.

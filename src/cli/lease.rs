@@ -146,7 +146,8 @@ async fn time_to_live(context: &Context, id: LeaseId, keys: bool) -> Result<(), 
     let mut text =
         format!("lease {id} granted with TTL({}s), remaining({}s)", lease.granted_ttl_s, lease.ttl_s);
     if keys {
-        let keys: Vec<String> = lease.keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        let keys: Vec<String> =
+            lease.keys.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
         text.push_str(&format!(", attached keys([{}])", keys.join(" ")));
     }
     out.line(text)

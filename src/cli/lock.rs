@@ -31,6 +31,11 @@ use crate::types::LeaseId;
 /// The wait between two attempts to get or renew something.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 
+/// Times to live that are neither shorter than servers grant nor longer than anybody waits.
+fn ttl() -> impl clap::builder::TypedValueParser<Value = i64> {
+    clap::value_parser!(i64).range(2..=86_400)
+}
+
 /// `mainstay lock`.
 #[derive(Clone, Debug, Args)]
 pub struct LockCommand {
@@ -38,7 +43,7 @@ pub struct LockCommand {
     #[arg(value_name = "NAME")]
     name: OsString,
     /// How many seconds after this process dies the lock is free.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(2..=86_400))]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = ttl())]
     ttl: i64,
     /// A command to run while the lock is held, with ETCD_LOCK_KEY and ETCD_LOCK_REV in its environment. Without one,
     /// the lock is held until this process is interrupted.
@@ -59,7 +64,7 @@ pub struct ElectCommand {
     #[arg(short, long)]
     listen: bool,
     /// How many seconds after this process dies another may be elected.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(2..=86_400))]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = ttl())]
     ttl: i64,
     /// A command to run while elected, with ETCD_LOCK_KEY and ETCD_LOCK_REV in its environment.
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "listen")]

@@ -82,15 +82,24 @@ pub async fn member(context: &Context, command: MemberCommand) -> Result<(), Cli
         MemberCommand::Add(command) => add(context, command).await,
         MemberCommand::Remove { id } => {
             api.member_remove(id).await?;
-            out.either(|| json!({ "removed": format!("{id:x}") }), format!("Member {id:x} removed from cluster"))
+            out.either(
+                || json!({ "removed": format!("{id:x}") }),
+                format!("Member {id:x} removed from cluster"),
+            )
         }
         MemberCommand::Update { id, peer_urls } => {
             api.member_update(id, peer_urls).await?;
-            out.either(|| json!({ "updated": format!("{id:x}") }), format!("Member {id:x} updated in cluster"))
+            out.either(
+                || json!({ "updated": format!("{id:x}") }),
+                format!("Member {id:x} updated in cluster"),
+            )
         }
         MemberCommand::Promote { id } => {
             api.member_promote(id).await?;
-            out.either(|| json!({ "promoted": format!("{id:x}") }), format!("Member {id:x} promoted in cluster"))
+            out.either(
+                || json!({ "promoted": format!("{id:x}") }),
+                format!("Member {id:x} promoted in cluster"),
+            )
         }
     }
 }
@@ -179,10 +188,7 @@ fn show(context: &Context, members: &[MemberInfo]) -> Result<(), CliError> {
             member.is_learner.to_string(),
         ]
     });
-    out.rows(
-        &["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"],
-        rows.collect(),
-    )
+    out.rows(&["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"], rows.collect())
 }
 
 fn member_json(member: &MemberInfo) -> Value {

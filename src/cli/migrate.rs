@@ -101,12 +101,16 @@ pub async fn migrate(context: &Context, url: &str, prefix: Bytes) -> Result<(), 
     let begun = context.env.monotonic();
     let url = super::args::parse_endpoint(url).map_err(CliError::Usage)?;
     if context.global.endpoints.contains(&url) {
-        return Err(CliError::Usage(format!("{url} is the cluster to import into; --from-etcd names another one")));
+        return Err(CliError::Usage(format!(
+            "{url} is the cluster to import into; --from-etcd names another one"
+        )));
     }
     let source = context.api_at(std::slice::from_ref(&url)).await?;
     let target = context.api().await?;
     if source.status().await?.cluster == target.status().await?.cluster {
-        return Err(CliError::Usage(format!("{url} belongs to the cluster to import into; name another one")));
+        return Err(CliError::Usage(format!(
+            "{url} belongs to the cluster to import into; name another one"
+        )));
     }
     let mut leases = BTreeMap::new();
     if prefix.is_empty() {
@@ -148,7 +152,7 @@ pub async fn migrate(context: &Context, url: &str, prefix: Bytes) -> Result<(), 
     context.out.either(
         || {
             json!({
-                "imported": imported.keys, "bytes": imported.bytes, "transactions": imported.txns,
+                "keys": imported.keys, "bytes": imported.bytes, "transactions": imported.txns,
                 "leases": moved, "expired_keys": expired, "source_revision": revision.0,
                 "took_ms": took.as_millis() as u64,
             })

@@ -191,7 +191,7 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CliError> {
         Verb::Elect(command) => lock::elect(context, command).await,
         Verb::Member(command) => member::member(context, command).await,
         Verb::Endpoint(command) => endpoint::endpoint(context, command).await,
-        Verb::Status => endpoint::status(context, endpoint::Which { cluster: true }).await,
+        Verb::Status => endpoint::members_status(context).await,
         Verb::Snapshot(command) => snapshot::snapshot(context, command).await,
         Verb::MoveLeader(command) => member::move_leader(context, command).await,
         Verb::Recover(command) => recover::recover(context, command).await,
@@ -246,7 +246,9 @@ mod tests {
 
     #[test]
     fn mistakes_are_usage_errors() {
-        for line in ["", "frobnicate", "get", "get a b --prefix", "dev --nodes 0", "lease grant x", "get a -o xml"] {
+        for line in
+            ["", "frobnicate", "get", "get a b --prefix", "dev --nodes 0", "lease grant x", "get a -o xml"]
+        {
             let words = std::iter::once("mainstay").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -32,7 +32,13 @@ pub struct RecoverCommand {
     name: String,
 
     /// Where the members of the new cluster will reach the node.
-    #[arg(long, visible_alias = "peer-urls", value_delimiter = ',', value_name = "URL,...", default_value = "http://localhost:2380")]
+    #[arg(
+        long,
+        visible_alias = "peer-urls",
+        value_delimiter = ',',
+        value_name = "URL,...",
+        default_value = "http://localhost:2380"
+    )]
     initial_advertise_peer_urls: Vec<String>,
 
     /// Where clients will reach the node.

@@ -101,7 +101,8 @@ async fn run(settings: Settings) -> Result<u8, CliError> {
     fatal.on_panic();
     let metrics = telemetry::metrics_recorder().map_err(|error| CliError::Failed(error.to_string()))?;
     let env = SystemEnv::shared();
-    let listeners = Listeners::open(&settings.server).await.map_err(|error| CliError::Failed(error.to_string()))?;
+    let listeners =
+        Listeners::open(&settings.server).await.map_err(|error| CliError::Failed(error.to_string()))?;
     let stop_limit = settings.server.stop_timeout;
     let parts = parts(&settings, &env, fatal);
     let node = tokio::select! {
@@ -151,7 +152,8 @@ async fn run(settings: Settings) -> Result<u8, CliError> {
 fn parts(settings: &Settings, env: &EnvRef, fatal: Fatal) -> NodeParts {
     // A connection on which nothing comes back for two of these is given up: well before a new leader would be needed.
     let keep_alive = settings.node.election_timeout;
-    let transport: MakeTransport = Box::new(move |directory| Arc::new(GrpcTransport::new(directory, keep_alive)));
+    let transport: MakeTransport =
+        Box::new(move |directory| Arc::new(GrpcTransport::new(directory, keep_alive)));
     NodeParts {
         options: settings.node.clone(),
         env: env.clone(),

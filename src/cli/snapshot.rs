@@ -85,18 +85,26 @@ async fn save(context: &Context, path: &Path) -> Result<(), CliError> {
     }
     partial.as_file().sync_all().map_err(|e| CliError::file(path, e))?;
     partial.persist_noclobber(path).map_err(|e| CliError::file(path, e.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|e| CliError::file(directory, e))?;
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|e| CliError::file(directory, e))?;
     bar.finish_and_clear();
     let took = context.env.monotonic().saturating_sub(begun);
     context.out.either(
         || json!({ "saved": path.display().to_string(), "bytes": bytes, "took_ms": took.as_millis() as u64 }),
-        format!("Snapshot saved at {} ({}, in {:.1} s)", path.display(), bytes_text(bytes), took.as_secs_f64()),
+        format!(
+            "Snapshot saved at {} ({}, in {:.1} s)",
+            path.display(),
+            bytes_text(bytes),
+            took.as_secs_f64()
+        ),
     )
 }
 
 fn status(context: &Context, path: &Path) -> Result<(), CliError> {
     std::fs::metadata(path).map_err(|e| not_found_or_io(path, e))?;
-    let status = archive::status(path, &std::env::temp_dir()).map_err(|error| CliError::Failed(error.to_string()))?;
+    let status =
+        archive::status(path, &std::env::temp_dir()).map_err(|error| CliError::Failed(error.to_string()))?;
     let out = &context.out;
     if out.is_json() {
         return out.json(&json!({

@@ -44,8 +44,13 @@ pub struct NodeSpec {
 
 /// What a node is doing.
 enum State {
-    Running { child: Child, since: Instant },
-    Waiting { until: Instant },
+    Running {
+        child: Child,
+        since: Instant,
+    },
+    Waiting {
+        until: Instant,
+    },
     /// Ended by its own decision; a restart would change nothing.
     Ended,
 }
@@ -68,7 +73,8 @@ impl Supervisor {
     /// The caller must stay on the thread that calls this for as long as the nodes are to live: the system ties a
     /// child's death signal to the thread that started it.
     pub fn start(specs: Vec<NodeSpec>) -> Result<Supervisor, CliError> {
-        let program = std::env::current_exe().map_err(|e| CliError::io("finding mainstay's own program", e))?;
+        let program =
+            std::env::current_exe().map_err(|e| CliError::io("finding mainstay's own program", e))?;
         let mut supervisor = Supervisor { program, nodes: Vec::new() };
         for spec in specs {
             let child = supervisor.spawn(&spec)?;

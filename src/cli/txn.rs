@@ -78,7 +78,8 @@ fn read_txn(input: impl BufRead, prompt: impl Fn(&str)) -> Result<Txn, CliError>
     let prompts = ["compares:", "success requests (get, put, del):", "failure requests (get, put, del):"];
     prompt(prompts[0]);
     for (number, line) in input.lines().enumerate() {
-        let line = line.map_err(|e| CliError::io(format!("reading line {} of the transaction", number + 1), e))?;
+        let line =
+            line.map_err(|e| CliError::io(format!("reading line {} of the transaction", number + 1), e))?;
         let line = line.trim();
         if line.starts_with('#') {
             continue;
@@ -115,7 +116,11 @@ fn response_lines(op: &TxnOp, response: &TxnOpReply, hex: bool) -> Vec<u8> {
             [format!("{deleted}\n").into_bytes(), kv_lines(prev, show)].concat()
         }
         TxnOpReply::Txn(inner) => {
-            if inner.succeeded { b"SUCCESS\n".to_vec() } else { b"FAILURE\n".to_vec() }
+            if inner.succeeded {
+                b"SUCCESS\n".to_vec()
+            } else {
+                b"FAILURE\n".to_vec()
+            }
         }
     }
 }
@@ -126,7 +131,9 @@ fn txn_json(revision: Revision, reply: &TxnReply) -> Value {
         .iter()
         .map(|response| match response {
             TxnOpReply::Range(range) => json!({ "get": range_json(revision, range, true) }),
-            TxnOpReply::Put { prev } => json!({ "put": { "prev_kv": prev.as_ref().map(|kv| kv_json(kv, true)) } }),
+            TxnOpReply::Put { prev } => {
+                json!({ "put": { "prev_kv": prev.as_ref().map(|kv| kv_json(kv, true)) } })
+            }
             TxnOpReply::DeleteRange { deleted, prev } => {
                 let prev: Vec<Value> = prev.iter().map(|kv| kv_json(kv, true)).collect();
                 json!({ "del": { "deleted": deleted, "prev_kvs": prev } })
