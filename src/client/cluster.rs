@@ -141,6 +141,21 @@ impl Client {
         Ok(response)
     }
 
+    /// Lists the members as the answering member knows them, which may be behind; works without a leader.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn member_list_serializable(&self) -> Result<pb::MemberListResponse, ClientError> {
+        let request = pb::MemberListRequest { linearizable: false };
+        let response = self
+            .calls
+            .call(Nature::Read, request, |channel, request| async move {
+                ClusterClient::new(channel).member_list(request).await
+            })
+            .await?;
+        Ok(response)
+    }
+
     /// How the answering member is. Connect to one endpoint to ask a certain member.
     ///
     /// # Errors

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::NodeError;
 use super::control::{Answer, Ask, ControlError, MemberChange};
 use super::core::{Core, Pause};
 use super::lessor::{LeaseTimes, Lessor};
 use super::membership::{ChangeError, Membership};
 use super::propose::Proposer;
 use super::read::Reads;
-use super::NodeError;
 
 /// What answers questions while this node leads, and asks while another does.
 pub(super) struct Desk {

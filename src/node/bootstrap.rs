@@ -73,18 +73,23 @@ pub(super) async fn enter(
             let urls: Vec<String> = others.flat_map(|member| member.peer_urls.clone()).collect();
             if urls.is_empty() {
                 return Err(NodeError::Invalid(
-                    "initial-cluster-state existing needs another member in initial-cluster to ask".to_owned(),
+                    "initial-cluster-state existing needs another member in initial-cluster to ask"
+                        .to_owned(),
                 ));
             }
             be_let_in(dialer, env, &urls, JoinRequest { claim: true, ..request }).await
         }
         Bootstrap::Join { address, kind } => {
-            be_let_in(dialer, env, std::slice::from_ref(address), JoinRequest { kind: *kind, ..request }).await
+            be_let_in(dialer, env, std::slice::from_ref(address), JoinRequest { kind: *kind, ..request })
+                .await
         }
     }
 }
 
-fn own_entry<'a>(members: &'a [InitialMember], options: &NodeOptions) -> Result<&'a InitialMember, NodeError> {
+fn own_entry<'a>(
+    members: &'a [InitialMember],
+    options: &NodeOptions,
+) -> Result<&'a InitialMember, NodeError> {
     members.iter().find(|member| member.name == options.name).ok_or_else(|| {
         NodeError::Invalid(format!("initial-cluster does not name this node, {:?}", options.name))
     })
@@ -195,18 +200,19 @@ async fn ask_all(
     members: &[InitialMember],
     token: &str,
 ) -> BTreeMap<NodeId, Result<ProbeReply, String>> {
-    let probe = ProbeRequest {
-        node_id: core.id,
-        disk_id: core.disk,
-        peer_urls: core.options.peer_urls.clone(),
-    };
+    let probe =
+        ProbeRequest { node_id: core.id, disk_id: core.disk, peer_urls: core.options.peer_urls.clone() };
     let others = members.iter().map(|member| (initial_node_id(token, member), member));
     let asked = others.filter(|(id, _)| *id != core.id).map(|(id, member)| {
         let probe = probe.clone();
         async move {
             let mut last = Err(format!("{} has no URL", member.name));
             for url in &member.peer_urls {
-                last = core.dialer.probe(url, probe.clone(), ASK_TIMEOUT).await.map_err(|error| error.to_string());
+                last = core
+                    .dialer
+                    .probe(url, probe.clone(), ASK_TIMEOUT)
+                    .await
+                    .map_err(|error| error.to_string());
                 if last.is_ok() {
                     break;
                 }
@@ -297,8 +303,7 @@ async fn initialise(
         .iter()
         .map(|member| {
             let id = initial_node_id(token, member);
-            let client_urls =
-                if id == core.id { core.options.client_urls.clone() } else { Vec::new() };
+            let client_urls = if id == core.id { core.options.client_urls.clone() } else { Vec::new() };
             let record = Member {
                 id,
                 name: member.name.clone(),
@@ -329,7 +334,13 @@ mod tests {
     }
 
     fn reply(node: NodeId) -> ProbeReply {
-        ProbeReply { cluster_id: 7, node_id: node, disk_id: node * 100, name: "x".into(), ..Default::default() }
+        ProbeReply {
+            cluster_id: 7,
+            node_id: node,
+            disk_id: node * 100,
+            name: "x".into(),
+            ..Default::default()
+        }
     }
 
     fn running(node: NodeId, known: bool, disk: DiskId) -> ProbeReply {
@@ -371,7 +382,9 @@ mod tests {
     #[test]
     fn other_settings_are_refused_with_the_reason() {
         let other = ProbeReply { cluster_id: 8, ..reply(2) };
-        assert!(matches!(step([Ok(other), Ok(reply(3))]), Step::Refuse(why) if why.contains("initial-cluster-token")));
+        assert!(
+            matches!(step([Ok(other), Ok(reply(3))]), Step::Refuse(why) if why.contains("initial-cluster-token"))
+        );
         assert!(matches!(step([Ok(reply(9)), Ok(reply(3))]), Step::Refuse(why) if why.contains("mixed up")));
     }
 }

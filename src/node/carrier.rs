@@ -60,8 +60,7 @@ impl Carrier for PeerCarrier {
         Box::pin(async move {
             let answer = self.peers.call(to, ASK_PATH, body.into(), timeout, Retry::Never).await;
             let bytes = answer.map_err(|error| lost(to, error))?;
-            decode_answer(&bytes)
-                .map_err(|reason| ControlError::Lost { to: format!("{to:x}"), reason })
+            decode_answer(&bytes).map_err(|reason| ControlError::Lost { to: format!("{to:x}"), reason })
         })
     }
 
@@ -139,7 +138,9 @@ fn decode_batch(batch: ControlForwardBatch) -> Vec<ForwardItem> {
 pub fn encode_results(results: Vec<ForwardResult>) -> ControlForwardResults {
     let encode = |result: ForwardResult| {
         let outcome = match result.outcome {
-            ForwardOutcome::Applied { index, reply } => Outcome::Applied(ControlForwardApplied { index, reply }),
+            ForwardOutcome::Applied { index, reply } => {
+                Outcome::Applied(ControlForwardApplied { index, reply })
+            }
             ForwardOutcome::Rejected { leader, too_many } => {
                 Outcome::Rejected(ControlForwardRejected { leader, too_many })
             }

@@ -21,6 +21,7 @@ use crate::machine::{LogPosition, Published, View};
 use crate::raft::{Fatal, LogId, Raft, StoredMembership};
 use crate::storage::layout::{Family, meta};
 use crate::storage::{Read, codec};
+use crate::telemetry;
 use crate::types::{ClusterId, DiskId, NodeId, Revision, Space};
 
 /// The first wait before something is tried again; doubled up to [`RETRY_MAX`].
@@ -281,7 +282,7 @@ impl Core {
         self.leader.send_if_modified(|standing| {
             let changed = *standing != leadership.leader;
             if changed {
-                metrics::counter!("mainstay_raft_leader_changes_total").increment(1);
+                metrics::counter!(telemetry::LEADER_CHANGES).increment(1);
                 tracing::info!(leader = %format!("{:x}", leadership.leader), term = leadership.term, "leader");
             }
             *standing = leadership.leader;

@@ -76,7 +76,9 @@ pub enum NodeError {
     #[error("etcdserver: too large lease TTL")]
     LeaseTtlTooLarge,
     /// The command is newer than a member of the cluster understands.
-    #[error("mainstay: the cluster runs version {cluster} and this needs {needed}; upgrade every member first")]
+    #[error(
+        "mainstay: the cluster runs version {cluster} and this needs {needed}; upgrade every member first"
+    )]
     ClusterTooOld {
         /// The cluster's version.
         cluster: String,

@@ -18,7 +18,8 @@ use super::control::{ForwardEnd, ForwardItem, ForwardLink, ForwardOutcome, Forwa
 use super::core::Core;
 use super::propose::{Admitted, BATCH_COUNT_MAX, Outcome, Pending, Proposer, WriteResults, write_batch};
 use crate::storage::codec;
-use crate::types::{NodeId, Reply};
+use crate::telemetry;
+use crate::types::{Command, NodeId, Reply};
 
 /// Batches that wait for one link; the forwarding task waits beyond it.
 const LINK_QUEUE_BATCHES: usize = 16;
@@ -157,18 +158,15 @@ async fn exchange(
     reject(outgoing.unwrap_or_default(), false);
 }
 
-fn number(
-    batch: Vec<Pending>,
-    sequence: &mut u64,
-    waiting: &mut BTreeMap<u64, Waiting>,
-) -> Vec<ForwardItem> {
+fn number(batch: Vec<Pending>, sequence: &mut u64, waiting: &mut BTreeMap<u64, Waiting>) -> Vec<ForwardItem> {
     let mut items = Vec::with_capacity(batch.len());
     for pending in batch {
         *sequence += 1;
         items.push(ForwardItem { sequence: *sequence, body: pending.body });
         waiting.insert(*sequence, Waiting { answer: pending.answer, _admitted: pending.admitted });
     }
-    metrics::counter!("mainstay_proposals_forwarded_total").increment(items.len() as u64);
+    metrics::histogram!(telemetry::FORWARD_BATCH_ENTRIES).record(items.len() as f64);
+    metrics::counter!(telemetry::PROPOSALS_FORWARDED).increment(items.len() as u64);
     items
 }
 
@@ -245,6 +243,14 @@ async fn take(
     let mut admitted = Vec::with_capacity(items.len());
     let mut bodies = Vec::with_capacity(items.len());
     for item in items {
+        if !is_command(&item.body) {
+            // Every replica would stop at it. The follower's own copy is whole,
+            // or it is at fault; either way this one does not go into the log.
+            tracing::error!("a forwarded proposal is no command and is refused");
+            let outcome = ForwardOutcome::Rejected { leader: leadership.leader, too_many: false };
+            rejected.push(ForwardResult { sequence: item.sequence, outcome });
+            continue;
+        }
         let room = if leadership.here { proposer.admit_forwarded(item.body.len()) } else { None };
         match room {
             Some(room) => {
@@ -267,6 +273,12 @@ async fn take(
     }
     let written = write_batch(core, bodies).await.ok()?;
     Some(report(admitted, written, results.clone(), leadership.leader))
+}
+
+/// Whether bytes from the network are a command that apply can read: an entry
+/// that it cannot read ends every node.
+fn is_command(body: &[u8]) -> bool {
+    codec::decode::<Command>("a forwarded command", body).is_ok()
 }
 
 /// Sends results as they come, as many at a time as are ready.

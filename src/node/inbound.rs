@@ -50,16 +50,17 @@ impl Node {
         let ask = Ask::Member(MemberChange::Join(request));
         match self.inner.desk.ask_leader(ask, deadline).await {
             Ok(Answer::Member(changed)) => match changed.member {
-                Some(member) => Ok(JoinReply {
-                    cluster_id: self.cluster_id(),
-                    member,
-                    membership_index: changed.index,
-                }),
-                None => Err(JoinRefused { reason: "the new member is gone again".to_owned(), may_retry: true }),
+                Some(member) => {
+                    Ok(JoinReply { cluster_id: self.cluster_id(), member, membership_index: changed.index })
+                }
+                None => {
+                    Err(JoinRefused { reason: "the new member is gone again".to_owned(), may_retry: true })
+                }
             },
-            Ok(_) => {
-                Err(JoinRefused { reason: "the leader answered another question".to_owned(), may_retry: false })
-            }
+            Ok(_) => Err(JoinRefused {
+                reason: "the leader answered another question".to_owned(),
+                may_retry: false,
+            }),
             Err(error) => Err(JoinRefused {
                 may_retry: error.may_retry() || matches!(error, NodeError::NotEnoughStarted),
                 reason: error.to_string(),

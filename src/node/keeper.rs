@@ -61,7 +61,9 @@ async fn promote(desk: &Desk) {
             continue;
         }
         let roster = desk.core.roster();
-        if roster.joint && let Err(error) = desk.membership.finish_joint().await {
+        if roster.joint
+            && let Err(error) = desk.membership.finish_joint().await
+        {
             tracing::debug!(?error, "cannot end the half-made change yet");
             continue;
         }
@@ -95,7 +97,8 @@ async fn raise_version(desk: &Desk) {
         }
         let Some(lowest) = lowest_version(&desk.core).await else { continue };
         if lowest > standing
-            && let Err(error) = desk.proposer.propose_here(Operation::ClusterVersion { version: lowest }).await
+            && let Err(error) =
+                desk.proposer.propose_here(Operation::ClusterVersion { version: lowest }).await
         {
             tracing::debug!(%error, "could not raise the cluster version");
         }

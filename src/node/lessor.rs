@@ -23,6 +23,7 @@ use super::tasks::Tasks;
 use crate::machine::{Effect, View};
 use crate::storage::layout::{Family, LeaseRecord, SessionRecord, parse_lease, prefix_end};
 use crate::storage::{Read, codec};
+use crate::telemetry;
 use crate::types::{LeaseId, Operation};
 
 /// Leases or sessions removed by one proposal; their keys' deletion is one
@@ -291,6 +292,7 @@ impl Lessor {
             return Ok(None);
         }
         let now = self.env.monotonic();
+        metrics::counter!(telemetry::LEASE_KEEP_ALIVES).increment(1);
         Ok(Some(clocks.renew(now, id).unwrap_or(0)))
     }
 
@@ -318,7 +320,12 @@ impl Lessor {
     /// Waits for a quorum's confirmation begun after the call, and for clocks of
     /// its term that have seen everything it covers. The term, or `None` when
     /// another leads.
-    async fn confirmed(&self, core: &Core, reads: &Reads, deadline: Instant) -> Result<Option<u64>, NodeError> {
+    async fn confirmed(
+        &self,
+        core: &Core,
+        reads: &Reads,
+        deadline: Instant,
+    ) -> Result<Option<u64>, NodeError> {
         let confirmed = reads.confirm(deadline).await?;
         if confirmed.leader != core.id || confirmed.term == 0 {
             return Ok(None);
@@ -336,7 +343,13 @@ impl Lessor {
     }
 
     /// Starts the task that proposes what has run out.
-    pub fn start(self: &Arc<Self>, core: &Arc<Core>, reads: &Arc<Reads>, proposer: &Arc<Proposer>, tasks: &Tasks) {
+    pub fn start(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        reads: &Arc<Reads>,
+        proposer: &Arc<Proposer>,
+        tasks: &Tasks,
+    ) {
         let (lessor, core, reads, proposer) = (self.clone(), core.clone(), reads.clone(), proposer.clone());
         tasks.start("lessor", |stop| async move {
             tokio::select! {
@@ -413,7 +426,12 @@ impl Lessor {
             clocks.take(now, effect);
         }
         clocks.term = term;
-        tracing::info!(term, leases = clocks.leases.len(), sessions = clocks.sessions.len(), "keeping leases");
+        tracing::info!(
+            term,
+            leases = clocks.leases.len(),
+            sessions = clocks.sessions.len(),
+            "keeping leases"
+        );
         drop(clocks);
         self.running.send_replace(term);
         Ok(())
@@ -422,13 +440,13 @@ impl Lessor {
     async fn expire(&self, proposer: &Proposer, term: u64) {
         let due = {
             let mut clocks = self.clocks.lock();
-            metrics::gauge!("mainstay_leases").set(clocks.leases.len() as f64);
+            metrics::gauge!(telemetry::LEASES).set(clocks.leases.len() as f64);
+            metrics::gauge!(telemetry::SESSIONS).set(clocks.sessions.len() as f64);
             let now = self.env.monotonic();
             clocks.due_now(now)
         };
         let mut operations = Vec::new();
         if !due.leases.is_empty() {
-            metrics::counter!("mainstay_leases_expired_total").increment(due.leases.len() as u64);
             operations.push(Operation::LeaseExpire { term, ids: due.leases });
         }
         if !due.checkpoints.is_empty() {

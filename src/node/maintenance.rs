@@ -10,11 +10,13 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 
 use super::core::Core;
+use super::membership::Health;
 use super::options::AutoCompaction;
 use super::propose::Proposer;
 use super::tasks::Tasks;
-use super::ProposeContext;
-use crate::types::{Alarm, AlarmAction, AlarmKind, Operation, Revision, Space};
+use super::{MemberView, ProposeContext};
+use crate::telemetry;
+use crate::types::{Alarm, AlarmAction, AlarmKind, MemberKind, Operation, Revision, Space};
 
 /// How often space is looked at.
 const SPACE_INTERVAL: Duration = Duration::from_millis(500);
@@ -35,6 +37,8 @@ pub(super) trait Gauges: Send + Sync + 'static {
     fn live_bytes(&self) -> u64;
     /// Bytes of the log.
     fn log_bytes(&self) -> u64;
+    /// Sets space aside again for the day when the disk is full.
+    fn space_is_back(&self);
 }
 
 /// Starts the tasks.
@@ -172,6 +176,7 @@ impl SpaceWatch {
                 }
                 AlarmMove::Clear => {
                     tracing::info!(?free, "there is space again; writes are taken");
+                    self.gauges.space_is_back();
                     if self.propose(AlarmAction::Deactivate, alarm).await {
                         self.remember(false);
                     }
@@ -255,21 +260,46 @@ async fn sample(core: &Core, gauges: &dyn Gauges) {
         tokio::time::sleep(SAMPLE_INTERVAL).await;
         let view = core.view();
         let leadership = core.leadership();
-        metrics::gauge!("mainstay_store_revision").set(view.revision.0 as f64);
-        metrics::gauge!("mainstay_store_bytes").set(gauges.store_bytes() as f64);
-        metrics::gauge!("mainstay_log_bytes").set(gauges.log_bytes() as f64);
-        metrics::gauge!("mainstay_raft_applied_index").set(view.applied.index as f64);
-        metrics::gauge!("mainstay_raft_term").set(leadership.term as f64);
-        metrics::gauge!("mainstay_raft_is_leader").set(f64::from(u8::from(leadership.here)));
-        metrics::gauge!("mainstay_raft_has_leader").set(f64::from(u8::from(leadership.leader != 0)));
-        metrics::gauge!("mainstay_alarms").set(view.alarms.len() as f64);
-        metrics::gauge!("mainstay_members").set(core.roster().members.len() as f64);
+        metrics::gauge!(telemetry::REVISION).set(view.revision.0 as f64);
+        metrics::gauge!(telemetry::STORE_SIZE_BYTES).set(gauges.store_bytes() as f64);
+        metrics::gauge!(telemetry::COMPACTED_REVISION).set(view.compacted_user.0 as f64);
+        metrics::gauge!(telemetry::STORE_LIVE_BYTES).set(gauges.live_bytes() as f64);
+        metrics::gauge!(telemetry::STORE_QUOTA_BYTES).set(core.options.quota_bytes as f64);
+        if let Some(free) = free_bytes(&core.options.data_dir) {
+            metrics::gauge!(telemetry::DISK_FREE_BYTES).set(free as f64);
+        }
+        metrics::gauge!(telemetry::LOG_SIZE_BYTES).set(gauges.log_bytes() as f64);
+        metrics::gauge!(telemetry::APPLIED_INDEX).set(view.applied.index as f64);
+        metrics::gauge!(telemetry::TERM).set(leadership.term as f64);
+        metrics::gauge!(telemetry::IS_LEADER).set(f64::from(u8::from(leadership.here)));
+        metrics::gauge!(telemetry::HAS_LEADER).set(f64::from(u8::from(leadership.leader != 0)));
+        metrics::gauge!(telemetry::ALARMS).set(view.alarms.len() as f64);
+        sample_members(core);
         let committed = {
             let metrics = core.raft.metrics();
             let metrics = metrics.borrow_watched();
             metrics.local_committed.as_ref().map_or(0, |id: &crate::raft::LogId| id.index)
         };
-        metrics::gauge!("mainstay_raft_committed_index").set(committed as f64);
+        metrics::gauge!(telemetry::COMMITTED_INDEX).set(committed as f64);
+    }
+}
+
+fn sample_members(core: &Core) {
+    let roster = core.roster();
+    for (kind, voters) in
+        [(MemberKind::Voter, true), (MemberKind::Learner, false), (MemberKind::Observer, false)]
+    {
+        let is = |view: &&MemberView| match kind {
+            MemberKind::Observer => view.member.kind == kind,
+            _ => view.is_voter == voters && view.member.kind != MemberKind::Observer,
+        };
+        let count = roster.members.values().filter(is).count();
+        metrics::gauge!(telemetry::MEMBERS, "kind" => kind.to_string()).set(count as f64);
+    }
+    if core.leadership().here {
+        for (id, lag) in Health::of(core).lag {
+            metrics::gauge!(telemetry::PEER_LAG_ENTRIES, "peer" => format!("{id:x}")).set(lag as f64);
+        }
     }
 }
 

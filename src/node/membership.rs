@@ -106,7 +106,11 @@ impl Membership {
     }
 
     /// Makes one change, if this node leads.
-    pub async fn change(&self, change: &MemberChange, deadline: Instant) -> Result<MemberChanged, ChangeError> {
+    pub async fn change(
+        &self,
+        change: &MemberChange,
+        deadline: Instant,
+    ) -> Result<MemberChanged, ChangeError> {
         let _turn = tokio::time::timeout_at(deadline, self.changing.lock())
             .await
             .map_err(|_| ChangeError::Failed(NodeError::Timeout))?;
@@ -128,7 +132,6 @@ impl Membership {
             tracing::info!(?change, "changing the membership");
             match self.write(changes, stored.log_id().clone(), deadline).await? {
                 Written::Done => {
-                    metrics::counter!("mainstay_membership_changes_total").increment(1);
                     return Ok(changed(&Roster::of(&self.stored()), id));
                 }
                 // Another change is not committed yet, or came in between.
@@ -290,7 +293,12 @@ fn changed(roster: &Roster, id: NodeId) -> MemberChanged {
 
 /// What a wish comes to on this membership: a pure function, so that every
 /// refusal is tested without a cluster.
-fn decide(change: &MemberChange, roster: &Roster, health: &Health, core: &Core) -> Result<Decision, NodeError> {
+fn decide(
+    change: &MemberChange,
+    roster: &Roster,
+    health: &Health,
+    core: &Core,
+) -> Result<Decision, NodeError> {
     match change {
         MemberChange::Add { peer_urls, kind } => {
             // Drawn at random among 2^64: no id of the past comes again.
@@ -497,9 +505,8 @@ mod tests {
 
     fn roster(voters: &[NodeId], learners: &[Member]) -> Roster {
         let voters = voters.iter().map(|id| (*id, MemberView { member: member(*id), is_voter: true }));
-        let learners = learners.iter().map(|member| {
-            (member.id, MemberView { member: member.clone(), is_voter: false })
-        });
+        let learners =
+            learners.iter().map(|member| (member.id, MemberView { member: member.clone(), is_voter: false }));
         Roster { position: None, members: voters.chain(learners).collect(), joint: false }
     }
 
@@ -522,7 +529,10 @@ mod tests {
     fn a_removal_that_would_lose_the_quorum_is_refused() {
         let three = roster(&[1, 2, 3], &[]);
         assert_eq!(remove(&three, &alive(&[1, 2]), 2, 1), Err(NodeError::Unhealthy));
-        assert!(matches!(remove(&three, &alive(&[1, 2]), 3, 1), Ok(Decision::Change(3, _))), "the dead may go");
+        assert!(
+            matches!(remove(&three, &alive(&[1, 2]), 3, 1), Ok(Decision::Change(3, _))),
+            "the dead may go"
+        );
         assert_eq!(remove(&three, &alive(&[1, 2, 3]), 1, 1), Ok(Decision::HandOver));
         assert_eq!(remove(&three, &alive(&[1]), 9, 1), Err(NodeError::MemberNotFound));
         assert_eq!(remove(&roster(&[1], &[]), &alive(&[1]), 1, 1), Err(NodeError::NotEnoughStarted));

@@ -43,7 +43,9 @@ pub use tasks::{Exit, ExitReason};
 
 use crate::machine::View;
 use crate::storage::layout::{lease_keys, parse_lease_key};
-use crate::types::{ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Revision, Space};
+use crate::types::{
+    ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Revision, Space,
+};
 use crate::watch::Hub;
 use control::{Answer, Ask, MemberChange, MemberChanged};
 

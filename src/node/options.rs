@@ -174,7 +174,9 @@ impl NodeOptions {
             return invalid("snapshot-count and the requests in flight must be above zero".to_owned());
         }
         match &self.bootstrap {
-            Bootstrap::Initial { members, .. } | Bootstrap::Existing { members } => self.check_members(members),
+            Bootstrap::Initial { members, .. } | Bootstrap::Existing { members } => {
+                self.check_members(members)
+            }
             Bootstrap::Join { address, .. } if address.is_empty() => {
                 invalid("join must name a member's address".to_owned())
             }

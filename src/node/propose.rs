@@ -19,6 +19,7 @@ use super::tasks::Tasks;
 use super::{NodeError, ProposeContext, forward};
 use crate::raft::{Proposal, TypeConfig};
 use crate::storage::codec;
+use crate::telemetry;
 use crate::types::{Command, LeaseId, Operation, Reply};
 
 /// Commands that one message to Raft may carry.
@@ -117,14 +118,14 @@ impl Proposer {
         }
         let started = Instant::now();
         let Some(admitted) = self.own.admit(body.len()) else {
-            metrics::counter!("mainstay_proposals_refused_total").increment(1);
+            metrics::counter!(telemetry::PROPOSALS_REFUSED).increment(1);
             return Err(NodeError::TooManyRequests);
         };
         let deadline = self.core.deadline(context.timeout);
         let result = self.until_applied(body, Some(admitted), repeatable, deadline).await;
-        metrics::histogram!("mainstay_propose_seconds").record(started.elapsed().as_secs_f64());
+        metrics::histogram!(telemetry::PROPOSAL_SECONDS).record(started.elapsed().as_secs_f64());
         if result.is_err() {
-            metrics::counter!("mainstay_proposals_failed_total").increment(1);
+            metrics::counter!(telemetry::PROPOSALS_FAILED).increment(1);
         }
         result
     }
@@ -220,7 +221,10 @@ impl Proposer {
         let cluster = self.core.view().cluster_version;
         // Before the version is first set, only the first version's commands are known.
         if needed > cluster.max(FIRST_VERSION) {
-            return Err(NodeError::ClusterTooOld { cluster: version_text(cluster), needed: version_text(needed) });
+            return Err(NodeError::ClusterTooOld {
+                cluster: version_text(cluster),
+                needed: version_text(needed),
+            });
         }
         Ok(())
     }
@@ -302,7 +306,7 @@ async fn run_local(core: Arc<Core>, mut queue: mpsc::Receiver<Pending>, stop: Ca
                 }
                 // Whoever no longer waits gave up before anything was proposed.
                 batch.retain(|pending| !pending.answer.is_closed());
-                metrics::counter!("mainstay_proposals_total").increment(batch.len() as u64);
+                metrics::counter!(telemetry::PROPOSALS).increment(batch.len() as u64);
                 let bodies = batch.iter().map(|pending| pending.body.clone()).collect();
                 let waiting = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_COUNT_MAX));
                 // On an error the answers are dropped, which says that the node stopped.

@@ -17,6 +17,7 @@ use super::NodeError;
 use super::control::{Answer, Ask};
 use super::core::{Core, Pause};
 use super::tasks::Tasks;
+use crate::telemetry;
 use crate::types::NodeId;
 
 /// What a round of confirmation gave.
@@ -72,9 +73,13 @@ impl Reads {
     /// Returns when this node's view holds everything acknowledged before the call.
     pub async fn barrier(&self, deadline: Instant) -> Result<(), NodeError> {
         let started = Instant::now();
-        let confirmed = self.confirm(deadline).await?;
-        self.core.applied(confirmed.index, deadline).await?;
-        metrics::histogram!("mainstay_read_index_seconds").record(started.elapsed().as_secs_f64());
+        metrics::counter!(telemetry::READ_BARRIERS).increment(1);
+        let waited = match self.confirm(deadline).await {
+            Ok(confirmed) => self.core.applied(confirmed.index, deadline).await,
+            Err(error) => Err(error),
+        };
+        waited.inspect_err(|_| metrics::counter!(telemetry::READ_BARRIERS_FAILED).increment(1))?;
+        metrics::histogram!(telemetry::READ_BARRIER_SECONDS).record(started.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -111,6 +116,7 @@ impl Reads {
             if waiting.is_empty() {
                 continue;
             }
+            metrics::counter!(telemetry::READ_ROUNDS).increment(1);
             let confirmed = tokio::select! {
                 () = stop.cancelled() => return,
                 confirmed = self.attempt() => confirmed,

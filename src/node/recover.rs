@@ -18,7 +18,9 @@ use super::ids::{initial_cluster_id, initial_node_id, joining_node_id, recovered
 use super::options::InitialMember;
 use crate::env::EnvRef;
 use crate::machine::{Entry, LogPosition, Machine, Payload};
-use crate::raft::{EntryPayload, LogId, LogStore, LogStoreOptions, Membership, StoredMembership, Vote, record};
+use crate::raft::{
+    EntryPayload, LogId, LogStore, LogStoreOptions, Membership, StoredMembership, Vote, record,
+};
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::{DataDir, DataDirOptions, Standing, StateDb, StateOptions, StorageError, archive};
 use crate::types::{ClusterId, Member, MemberKind, NodeId, Revision};
@@ -233,7 +235,8 @@ async fn seed(
     machine.db().flush().map_err(refused)?;
     drop(machine);
     let engine = open_log(&dir.raft_path(), env)?;
-    let mut log = LogStore::open(engine, &LogStoreOptions::default(), Some(position.index)).map_err(refused)?;
+    let mut log =
+        LogStore::open(engine, &LogStoreOptions::default(), Some(position.index)).map_err(refused)?;
     log.purge(LogId::from(position)).await.map_err(internal)?;
     // The vote is durable on return, and with it everything queued before it.
     log.save_vote(&Vote::new(position.term, node_id)).await.map_err(internal)?;

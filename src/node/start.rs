@@ -35,7 +35,7 @@ use crate::raft::{
 };
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::snapshot::SnapshotStore;
-use crate::storage::{DataDir, DataDirOptions, StateDb, StorageError, Standing};
+use crate::storage::{DataDir, DataDirOptions, Standing, StateDb, StorageError};
 use crate::types::RevisionEvents;
 use crate::watch::{Hub, HubOptions};
 
@@ -117,6 +117,7 @@ impl Observer for Ears {
 struct StoreGauges {
     raft: crate::raft::LiveState,
     log: Arc<dyn LogEngine>,
+    data_dir: Arc<DataDir>,
 }
 
 impl Gauges for StoreGauges {
@@ -130,6 +131,12 @@ impl Gauges for StoreGauges {
 
     fn log_bytes(&self) -> u64 {
         self.log.held_bytes()
+    }
+
+    fn space_is_back(&self) {
+        if let Err(error) = self.data_dir.restore_ballast() {
+            tracing::warn!(%error, "no space could be set aside for a full disk");
+        }
     }
 }
 
@@ -153,14 +160,17 @@ impl Node {
     /// # Errors
     /// [`NodeError::Invalid`] for options, [`NodeError::NotAdmitted`] for a node
     /// that may not come in as it is, [`NodeError::Internal`] when the disk fails.
-    pub async fn start(parts: NodeParts) -> Result<Node, NodeError> {
+    pub async fn start(mut parts: NodeParts) -> Result<Node, NodeError> {
         parts.options.check()?;
         let (path, dir_options, env) =
             (parts.options.data_dir.clone(), parts.data_dir.clone(), parts.env.clone());
         let data_dir = on_disk(move || DataDir::open(&path, dir_options, &env)).await?;
         let data_dir = Arc::new(data_dir);
+        parts.fatal = freeing_ballast(parts.fatal, data_dir.clone());
         let place = place(&parts, &data_dir).await?;
-        let stores = open(&parts, &data_dir, place).await?;
+        let stores = open(&parts, &data_dir, place).await.inspect_err(|error| {
+            release_if_full(&data_dir, &error.to_string());
+        })?;
         // From here on the log must be there at every start.
         let member = Standing::Member { cluster: place.cluster_id, node: place.node_id };
         data_dir.set_standing(member).map_err(refused)?;
@@ -210,6 +220,25 @@ async fn place(parts: &NodeParts, data_dir: &DataDir) -> Result<Place, NodeError
         data_dir.set_standing(joining).map_err(refused)?;
     }
     Ok(place)
+}
+
+/// The same end, after the ballast was given back if the disk is full: so that
+/// the node can start again and be read.
+fn freeing_ballast(fatal: Fatal, data_dir: Arc<DataDir>) -> Fatal {
+    Fatal::new(move |reason| {
+        release_if_full(&data_dir, reason);
+        fatal.raise(reason);
+    })
+}
+
+fn release_if_full(data_dir: &DataDir, reason: &str) {
+    // RocksDB tells of ENOSPC in words only.
+    if reason.contains("No space left on device") {
+        match data_dir.release_ballast() {
+            Ok(bytes) => tracing::warn!(bytes, "the disk is full; the ballast was given back"),
+            Err(error) => tracing::warn!(%error, "the disk is full, and the ballast cannot be given back"),
+        }
+    }
 }
 
 fn read_joined(path: &Path) -> Result<u64, NodeError> {
@@ -350,15 +379,14 @@ async fn assemble(
     let follow = core.clone();
     tasks.start("leadership", |stop| follow.follow_metrics(stop));
     let strict = Reads::start(&core, &tasks);
-    let reads =
-        if core.options.lease_reads { Reads::start_by_lease(&core, &tasks) } else { strict.clone() };
+    let reads = if core.options.lease_reads { Reads::start_by_lease(&core, &tasks) } else { strict.clone() };
     let proposer = Proposer::start(&core, &tasks);
     let membership = Membership::new(core.clone(), strict.clone());
     let (forward_ends, ends) = mpsc::channel(forward::ACCEPT_QUEUE);
     let (own, accepting) = (core.clone(), proposer.clone());
     tasks.start("forward-accept", |stop| forward::accept(own, accepting, ends, stop));
     let desk = Arc::new(Desk { core: core.clone(), reads: strict, proposer, lessor, membership });
-    let gauges = Arc::new(StoreGauges { raft: raft.live().clone(), log: engine });
+    let gauges = Arc::new(StoreGauges { raft: raft.live().clone(), log: engine, data_dir: data_dir.clone() });
     let run_once = parking_lot::Mutex::new(Some(RunParts { place, ears }));
     Ok(Inner {
         core,

@@ -125,7 +125,7 @@ impl Worker {
             Err(error) => return self.end(last, error),
         };
         let now = self.env.monotonic();
-        metrics::histogram!("mainstay_apply_chunk_seconds").record(now.saturating_sub(started));
+        metrics::histogram!("mainstay_apply_seconds").record(now.saturating_sub(started));
         metrics::histogram!("mainstay_apply_chunk_entries").record(count as f64);
         let mut replies = replies.into_iter().enumerate();
         for (place, responder) in responders {
@@ -270,7 +270,9 @@ impl Applier {
 
     pub(super) async fn apply(&mut self, chunk: Chunk) -> Result<Pending, Ended> {
         match self {
-            Applier::Inline(worker) => worker.get_mut().apply(chunk).map(|()| Pending(None)).map_err(|()| Ended),
+            Applier::Inline(worker) => {
+                worker.get_mut().apply(chunk).map(|()| Pending(None)).map_err(|()| Ended)
+            }
             Applier::Thread(jobs) => ask(jobs, |done| Job::Apply(chunk, done)).await,
         }
     }

@@ -386,9 +386,9 @@ fn timed<T>(mut request: Request<T>, timeout: Duration) -> Request<T> {
 pub fn envelope_of(metadata: &MetadataMap) -> Result<Envelope, Status> {
     let number = |name: &'static str| {
         let value = metadata.get(name).and_then(|value| value.to_str().ok());
-        value
-            .and_then(|value| u64::from_str_radix(value, 16).ok())
-            .ok_or_else(|| Status::invalid_argument(format!("mainstay: the metadata {name} is missing or bad")))
+        value.and_then(|value| u64::from_str_radix(value, 16).ok()).ok_or_else(|| {
+            Status::invalid_argument(format!("mainstay: the metadata {name} is missing or bad"))
+        })
     };
     Ok(Envelope {
         cluster: number(CLUSTER_ID)?,

@@ -197,6 +197,8 @@ impl Peers {
             if !allowed || !in_time || !self.budget.lock().on_failure() {
                 return Err(error);
             }
+            let peer = self.health(target, |health| health.label.clone());
+            metrics::counter!("mainstay_peer_retries_total", "peer" => peer).increment(1);
             tokio::time::sleep(pause).await;
         }
     }
@@ -307,6 +309,8 @@ impl Peers {
             self.transport.snapshot(self.envelope(target), leader, snapshot, self.timeouts.snapshot).await;
         self.note(target, &sent);
         if sent.is_ok() {
+            let peer = self.health(target, |health| health.label.clone());
+            metrics::counter!("mainstay_snapshots_sent_total", "peer" => peer).increment(1);
             metrics::counter!("mainstay_snapshot_sent_bytes_total").increment(size_bytes);
         }
         sent
@@ -394,6 +398,11 @@ impl Health {
         if state != before {
             let gauge = metrics::gauge!("mainstay_peer_breaker_state", "peer" => self.label.clone());
             gauge.set(state.as_metric());
+            if state == BreakerState::Open {
+                let opened =
+                    metrics::counter!("mainstay_peer_breaker_opened_total", "peer" => self.label.clone());
+                opened.increment(1);
+            }
             tracing::debug!(peer = &*self.label, ?state, "breaker");
         }
     }

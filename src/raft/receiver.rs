@@ -14,16 +14,17 @@ use futures_util::StreamExt as _;
 use openraft::errors::RaftError;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::peers::Peers;
+use super::state_machine::Snapshot;
 use super::state_machine::SnapshotData;
 use super::transport::{
     AppendRequest, AppendResult, BoxStream, Envelope, Local, PeerError, Refusal, TransferLeaderRequest,
     TransferLeaderResult, VoteRequest, VoteResponse,
 };
-use super::peers::Peers;
 use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
-use super::state_machine::Snapshot;
 use super::{Raft, record};
 use crate::storage::StorageError;
 use crate::storage::snapshot::{Incoming, Manifest, SnapshotStore};
@@ -41,6 +42,7 @@ pub struct Receiver {
     /// time can make it look up an entry that is gone, and panic (#2116).
     install: Arc<AsyncMutex<()>>,
     installs: TaskTracker,
+    stopping: CancellationToken,
     /// Callers that were refused, so that each is logged once.
     refused: Mutex<HashSet<(NodeId, Refusal)>>,
 }
@@ -54,6 +56,7 @@ impl Receiver {
             peers,
             install: Arc::default(),
             installs: TaskTracker::new(),
+            stopping: CancellationToken::new(),
             refused: Mutex::default(),
         }
     }
@@ -100,7 +103,9 @@ impl Receiver {
         });
         let answers = self.raft.stream_append(requests).map(|answer| answer.map_err(stopped));
         let rest = futures_util::stream::once(async move { broken.lock().take() });
-        answers.chain(rest.filter_map(|error| std::future::ready(error.map(Err)))).boxed()
+        let answers = answers.chain(rest.filter_map(|error| std::future::ready(error.map(Err))));
+        // An idle stream would otherwise keep the listener from closing.
+        answers.take_until(self.stopping.clone().cancelled_owned()).boxed()
     }
 
     /// One append without entries.
@@ -170,9 +175,15 @@ impl Receiver {
         &self.installs
     }
 
-    /// Waits until no snapshot is being installed. New ones are not begun after
-    /// Raft has stopped, because openraft then refuses them.
+    /// Ends when this node stops; whatever waits for a peer should end with it.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Ends every stream, and waits until no snapshot is being received or
+    /// installed. To be called after Raft has stopped, which refuses new ones.
     pub async fn stop(&self) {
+        self.stopping.cancel();
         self.installs.close();
         self.installs.wait().await;
     }
@@ -223,7 +234,9 @@ impl Reception {
             let meta = snapshot_meta(received.manifest()).map_err(unusable)?;
             if meta.last_log_id.as_ref().is_none_or(|id| id.leader_id > *leader.leader_id()) {
                 // openraft would panic on it, rightly: no leader has such a snapshot.
-                return Err(PeerError::Failed(format!("{meta} cannot come from a leader with vote {leader}")));
+                return Err(PeerError::Failed(format!(
+                    "{meta} cannot come from a leader with vote {leader}"
+                )));
             }
             let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(received) };
             let answer = raft.install_full_snapshot(leader, snapshot).await.map_err(stopped)?;

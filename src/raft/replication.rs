@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use openraft::StorageError;
+use openraft::alias::ErrorSourceOf;
 use openraft::errors::{
     ErrorSource as _, NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
@@ -19,8 +21,6 @@ use openraft::network::{
     RaftNetworkFactory,
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderResponse};
-use openraft::StorageError;
-use openraft::alias::ErrorSourceOf;
 use parking_lot::Mutex;
 
 use super::peers::Peers;

@@ -190,6 +190,7 @@ impl RaftHandle {
     /// nothing to apply again. Leadership is to be handed over before.
     pub async fn stop(&self) {
         self.stopping.cancel();
+        self.receiver.stopping().cancel();
         let watch = self.watch.lock().take();
         if let Some(watch) = watch {
             let _ = watch.await;

@@ -241,6 +241,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let installed = self.install(meta, data).await;
         installed.map_err(|error| self.end("a snapshot could not be installed", error))?;
+        metrics::counter!("mainstay_snapshots_installed_total").increment(1);
         tracing::info!(%meta, "installed a snapshot");
         Ok(())
     }
@@ -270,6 +271,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             true => build(),
             false => off_thread(build).await,
         };
+        if built.is_ok() {
+            metrics::counter!("mainstay_snapshots_built_total").increment(1);
+        }
         built.and_then(as_openraft).map_err(|error| {
             // A flush or a table failed: the state's own disk is not to be trusted.
             self.fatal.raise(format_args!("a snapshot could not be taken: {error}"));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
+use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::Mutex;
 
 use super::*;
@@ -62,7 +63,11 @@ impl Wire {
 impl Table {
     pub(crate) fn cut(&self, id: NodeId, cut: bool) {
         let mut links = self.0.cut.lock();
-        if cut { links.insert(id) } else { links.remove(&id) };
+        if cut {
+            links.insert(id)
+        } else {
+            links.remove(&id)
+        };
     }
 }
 
@@ -317,6 +322,14 @@ impl Cluster {
 
     pub fn applied_index(&self, id: NodeId) -> u64 {
         self.nodes[&id].published.view().applied.index
+    }
+
+    /// Whether every running node's log begins above `index`.
+    pub fn purged(&self, index: u64) -> bool {
+        self.nodes.values().all(|node| {
+            let purged = node.handle.raft().metrics().borrow_watched().purged;
+            purged.is_some_and(|purged| purged.index > index)
+        })
     }
 
     /// All keys and values, as this node has them.

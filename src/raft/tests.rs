@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::RaftLogReader as _;
-use openraft::async_runtime::WatchReceiver as _;
 
 use super::testing::{CLUSTER, Cluster, PATIENCE, Table, eventually, options, send};
 use super::*;
@@ -56,14 +55,7 @@ async fn a_node_that_was_away_for_too_long_gets_a_snapshot() {
     for number in 0..150 {
         cluster.put(&format!("k{number:03}"), "v").await;
     }
-    let purged = || {
-        let nodes = cluster.nodes.values();
-        nodes.into_iter().all(|node| {
-            let metrics = node.handle.raft().metrics().borrow_watched().purged;
-            metrics.is_some_and(|purged| purged.index > 20)
-        })
-    };
-    eventually("the log is purged", purged).await;
+    eventually("the log is purged", || cluster.purged(20)).await;
     cluster.open(away).await;
     let leader = cluster.put("z", "last").await;
     cluster.applied(away, cluster.applied_index(leader)).await;
@@ -119,7 +111,8 @@ async fn a_second_snapshot_waits_for_the_first_and_raft_lives() {
     let mut previous = LogId::from(from);
     let mut appends = Vec::new();
     for index in from.index + 1..from.index + 9 {
-        let entries = cluster.nodes[&leader].reader.clone().try_get_log_entries(index..index + 1).await.unwrap();
+        let entries =
+            cluster.nodes[&leader].reader.clone().try_get_log_entries(index..index + 1).await.unwrap();
         let last = entries[0].log_id;
         appends.push(AppendRequest {
             vote: other,

@@ -58,18 +58,18 @@ pub(super) fn append_request(request: &AppendRequest) -> peer::AppendRequest {
 /// [`PeerError::Failed`] for damaged entries, or a hole between them.
 pub fn parse_append_request(request: peer::AppendRequest) -> Result<AppendRequest, PeerError> {
     let prev_log_id = request.previous.map(parse_log_id);
-    let mut next = match &prev_log_id {
+    let first = match &prev_log_id {
         Some(id) => id.index.checked_add(1).ok_or_else(|| malformed("the log has ended"))?,
         None => 0,
     };
     let mut entries = Vec::with_capacity(request.entries.len());
-    for bytes in &request.entries {
+    for (place, bytes) in request.entries.iter().enumerate() {
+        let expected = first.checked_add(place as u64).ok_or_else(|| malformed("the log has ended"))?;
         let entry = record::decode_entry(bytes).map_err(|error| malformed(&error.to_string()))?;
-        if entry.log_id.index != next {
+        if entry.log_id.index != expected {
             let index = entry.log_id.index;
-            return Err(malformed(&format!("entry {index} stands where {next} belongs")));
+            return Err(malformed(&format!("entry {index} stands where {expected} belongs")));
         }
-        next += 1;
         entries.push(entry);
     }
     let vote = parse_ballot(request.ballot)?;
@@ -92,9 +92,7 @@ pub(super) fn parse_append_response(response: peer::AppendResponse) -> Result<Ap
     match response.result {
         Some(Answer::Matching(matching)) => Ok(Ok(matching.last.map(parse_log_id))),
         Some(Answer::Conflict(id)) => Ok(Err(StreamAppendError::Conflict(parse_log_id(id)))),
-        Some(Answer::HigherBallot(vote)) => {
-            Ok(Err(StreamAppendError::HigherVote(parse_ballot(Some(vote))?)))
-        }
+        Some(Answer::HigherBallot(vote)) => Ok(Err(StreamAppendError::HigherVote(parse_ballot(Some(vote))?))),
         None => Err(malformed("an answer without a result")),
     }
 }
@@ -160,10 +158,12 @@ pub fn transfer_response(result: &TransferLeaderResult) -> peer::TransferLeaderR
             let (expected, actual) = (Some(ballot(expected)), Some(ballot(actual)));
             Answer::BallotChanged(BallotChanged { expected, actual })
         }
-        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => Answer::LogNotFlushed(LogNotFlushed {
-            expected: expected.as_ref().map(log_id),
-            actual: actual.as_ref().map(log_id),
-        }),
+        Err(TransferLeaderError::LogNotFlushed { expected, actual }) => {
+            Answer::LogNotFlushed(LogNotFlushed {
+                expected: expected.as_ref().map(log_id),
+                actual: actual.as_ref().map(log_id),
+            })
+        }
     };
     peer::TransferLeaderResponse { result: Some(answer) }
 }

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::raft::{
-    self, BoxStream, PEER_MESSAGE_BYTES_MAX, PeerError, Reception, Receiver, envelope_of, status_of,
+    self, BoxStream, PEER_MESSAGE_BYTES_MAX, PeerError, Receiver, Reception, envelope_of, status_of,
 };
 use crate::wire::peer_v1::raft_server::{self, RaftServer};
 use crate::wire::peer_v1::{
@@ -106,8 +106,10 @@ impl raft_server::Raft for RaftService {
         let (reports, stream) = mpsc::channel(PROGRESS_QUEUE);
         // Ends when the sender does, or when the reports have no reader; the
         // install itself is the receiver's task and outlives this one.
+        let stopping = self.receiver.stopping().clone();
         let receive = async move {
             let outcome = tokio::select! {
+                () = stopping.cancelled() => return,
                 outcome = receive(reception, chunks, &reports) => outcome,
                 () = reports.closed() => return,
             };
@@ -176,19 +178,21 @@ mod tests {
     use std::net::TcpListener;
 
     use parking_lot::Mutex;
-    use tokio::task::JoinHandle;
+    use tokio::sync::oneshot;
     use tokio_stream::wrappers::TcpListenerStream;
 
     use super::*;
     use crate::raft::testing::{CLUSTER, Cluster, Links, eventually, options};
-    use crate::raft::{Directory, Envelope, GrpcTransport, RaftOptions, Refusal, Transport, Vote, VoteRequest};
+    use crate::raft::{
+        Directory, Envelope, GrpcTransport, RaftOptions, Refusal, Transport, Vote, VoteRequest,
+    };
     use crate::types::{Member, NodeId};
 
     /// Real listeners on loopback. They stay bound, so that a node comes back
-    /// where it was; a node that is down refuses by closing what it accepts.
+    /// where it was.
     struct Loopback {
         listeners: HashMap<NodeId, TcpListener>,
-        servers: Mutex<HashMap<NodeId, JoinHandle<()>>>,
+        servers: Mutex<HashMap<NodeId, oneshot::Sender<()>>>,
     }
 
     impl Loopback {
@@ -212,12 +216,17 @@ mod tests {
             listener.set_nonblocking(true).unwrap();
             let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
             let server = tonic::transport::Server::builder().add_service(service(receiver));
-            let task = tokio::spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
-            self.servers.lock().insert(id, task);
+            let (stop, stopped) = oneshot::channel();
+            let stopped = async move { drop(stopped.await) };
+            tokio::spawn(
+                async move { server.serve_with_incoming_shutdown(incoming, stopped).await.unwrap() },
+            );
+            self.servers.lock().insert(id, stop);
         }
 
         fn down(&self, id: NodeId) {
-            self.servers.lock().remove(&id).unwrap().abort();
+            // Also closes the connections, as the end of a process would.
+            drop(self.servers.lock().remove(&id));
         }
     }
 
@@ -232,7 +241,7 @@ mod tests {
         for number in 0..150 {
             cluster.put(&format!("k{number:03}"), "v").await;
         }
-        eventually("a snapshot", || cluster.nodes.values().all(|node| node.snapshots.newest().is_some())).await;
+        eventually("the log is purged", || cluster.purged(20)).await;
         cluster.open(away).await;
         let leader = cluster.put("z", "last").await;
         cluster.applied(away, cluster.applied_index(leader)).await;
@@ -254,7 +263,8 @@ mod tests {
         };
         let to = Envelope { cluster: CLUSTER, target: 2, target_disk: 0, sender: 9 };
         assert!(matches!(ask(to).await, Err(PeerError::NotSent(_))), "no URL is known");
-        directory.update(2, &Member { peer_urls: vec!["http://127.0.0.1:1".to_owned()], ..Member::default() });
+        directory
+            .update(2, &Member { peer_urls: vec!["http://127.0.0.1:1".to_owned()], ..Member::default() });
         assert!(matches!(ask(to).await, Err(PeerError::NotSent(_))), "nobody listens");
         // Another URL is used at once.
         directory.update(2, &Member { peer_urls: links.urls(2), ..Member::default() });

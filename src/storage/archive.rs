@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+use super::content::{FileSink, Manifest, corrupt, io};
 use super::layout::{Family, LogPosition};
-use super::snapshot::{CHUNK_BYTES, FileSink, Manifest, StoredSnapshot, corrupt, describe_state, io};
+use super::snapshot::{CHUNK_BYTES, StoredSnapshot, describe_state};
 use super::{Read, StateDb, StateOptions, StorageError};
 use crate::types::{ClusterId, Revision, Space};
 
@@ -207,7 +208,8 @@ impl<'a> Archive<'a> {
         self.read(&mut bytes)?;
         let manifest = Manifest::decode(&bytes)?;
         let content = header.checked_add(length).and_then(|size| size.checked_add(manifest.size_bytes()));
-        if content.and_then(|size| size.checked_next_multiple_of(BLOCK_BYTES)) != Some(self.size - HASH_BYTES) {
+        if content.and_then(|size| size.checked_next_multiple_of(BLOCK_BYTES)) != Some(self.size - HASH_BYTES)
+        {
             return Err(corrupt("its size is not what its manifest says".to_owned()));
         }
         Ok(manifest)

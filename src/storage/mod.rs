@@ -4,6 +4,7 @@
 //! become bytes. No other room names `rocksdb`.
 
 pub mod codec;
+mod content;
 mod dir;
 mod identity;
 pub mod layout;

@@ -11,7 +11,7 @@
 //! This file moves bytes and checks them. Which snapshot to take, send or
 //! install, and when, is the raft room's to say; it never opens a socket.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -21,9 +21,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use super::content::{FileEntry, Manifest};
+use super::content::{FileSink, OpenFile, corrupt, digest, io, mismatch, sync};
 use super::layout::{AppliedRecord, Family, LogPosition, meta};
 use super::{Read, StateDb, StateOptions, StorageError, codec};
 use crate::types::{ClusterId, Revision};
@@ -36,69 +37,6 @@ const DATA: &str = "data";
 const UNFINISHED: &str = ".tmp";
 /// Bytes read or written at a time; also the most one chunk of a transfer holds.
 pub const CHUNK_BYTES: usize = 1 << 20;
-
-/// One file of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileEntry {
-    /// Its name, without any directory.
-    pub name: String,
-    /// Its size in bytes.
-    pub size_bytes: u64,
-    /// Its SHA-256.
-    pub sha256: [u8; 32],
-}
-
-/// What a snapshot holds. The content of a snapshot, wherever it is written as
-/// one stream, is that of the files in the order of `files`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The cluster it was taken of.
-    pub cluster: ClusterId,
-    /// The last entry applied to it.
-    pub last: LogPosition,
-    /// The last membership in it, as the raft room encodes it; empty before
-    /// there was one.
-    pub membership: Bytes,
-    /// The store's revision in it.
-    pub revision: Revision,
-    /// The files of the checkpoint, sorted by name.
-    pub files: Vec<FileEntry>,
-}
-
-impl Manifest {
-    /// Bytes of all files.
-    pub fn size_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size_bytes).sum()
-    }
-
-    /// The manifest as bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        codec::encode(self)
-    }
-
-    /// A manifest from its bytes.
-    ///
-    /// # Errors
-    /// [`StorageError::Corrupt`] for damage, and for names that could leave the
-    /// snapshot's directory.
-    pub fn decode(bytes: &[u8]) -> Result<Manifest, StorageError> {
-        let manifest: Manifest = codec::decode("snapshot manifest", bytes)?;
-        let mut names = HashSet::new();
-        let mut total = 0u64;
-        for file in &manifest.files {
-            let plain = !file.name.is_empty()
-                && !file.name.starts_with('.')
-                && file.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-            if !plain || !names.insert(&file.name) {
-                return Err(corrupt(format!("{:?} is no name of a file, or stands there twice", file.name)));
-            }
-            total = total
-                .checked_add(file.size_bytes)
-                .ok_or_else(|| corrupt("the sizes of its files overflow".to_owned()))?;
-        }
-        Ok(manifest)
-    }
-}
 
 /// A complete, durable snapshot. Its directory stays for as long as anyone
 /// holds it, even after a newer one has taken its place.
@@ -430,12 +368,6 @@ pub struct SnapshotReader {
     open: Option<OpenFile>,
 }
 
-struct OpenFile {
-    file: File,
-    hasher: Sha256,
-    left: u64,
-}
-
 impl SnapshotReader {
     /// The next bytes, at most [`CHUNK_BYTES`]; `None` at the end.
     ///
@@ -443,6 +375,7 @@ impl SnapshotReader {
     /// [`StorageError::Corrupt`] when a file is not what the manifest says,
     /// [`StorageError::Io`] when it cannot be read: the node must stop, because
     /// its own tables are the same files.
+    #[allow(clippy::should_implement_trait, reason = "an iterator's end and its errors read worse here")]
     pub fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
         while let Some(entry) = self.snapshot.manifest.files.get(self.file) {
             let path = self.snapshot.data().join(&entry.name);
@@ -473,77 +406,11 @@ impl SnapshotReader {
     }
 }
 
-/// Writes a content, given in pieces of any size, into the files of a manifest.
-pub(super) struct FileSink {
-    dir: PathBuf,
-    files: std::vec::IntoIter<FileEntry>,
-    open: Option<(FileEntry, OpenFile)>,
-}
-
-impl FileSink {
-    pub(super) fn new(dir: PathBuf, files: Vec<FileEntry>) -> FileSink {
-        FileSink { dir, files: files.into_iter(), open: None }
-    }
-
-    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), StorageError> {
-        while !bytes.is_empty() {
-            let Some((entry, mut open)) = self.next_file()? else {
-                return Err(corrupt("more bytes came than its manifest names".to_owned()));
-            };
-            let (now, later) = bytes.split_at(bytes.len().min(open.left as usize));
-            let path = self.dir.join(&entry.name);
-            open.file.write_all(now).map_err(|error| io(&path, error))?;
-            open.hasher.update(now);
-            open.left -= now.len() as u64;
-            bytes = later;
-            if open.left > 0 {
-                self.open = Some((entry, open));
-            } else {
-                close(&path, &entry, open)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything was written and is durable.
-    pub(super) fn finish(mut self) -> Result<(), StorageError> {
-        if let Some((entry, open)) = self.next_file()? {
-            return Err(corrupt(format!("{} ends {} bytes too early", entry.name, open.left)));
-        }
-        sync(&self.dir)
-    }
-
-    /// The file that the next byte belongs to. Empty files on the way there
-    /// are complete as soon as they exist.
-    fn next_file(&mut self) -> Result<Option<(FileEntry, OpenFile)>, StorageError> {
-        if self.open.is_some() {
-            return Ok(self.open.take());
-        }
-        for entry in self.files.by_ref() {
-            let path = self.dir.join(&entry.name);
-            let file = File::create_new(&path).map_err(|error| io(&path, error))?;
-            let open = OpenFile { file, hasher: Sha256::new(), left: entry.size_bytes };
-            if open.left > 0 {
-                return Ok(Some((entry, open)));
-            }
-            close(&path, &entry, open)?;
-        }
-        Ok(None)
-    }
-}
-
-fn close(path: &Path, entry: &FileEntry, open: OpenFile) -> Result<(), StorageError> {
-    let found: [u8; 32] = open.hasher.finalize().into();
-    if found != entry.sha256 {
-        return Err(mismatch(path));
-    }
-    open.file.sync_all().map_err(|error| io(path, error))
-}
-
 /// Reads what a database directory holds, without changing a file of it. The
 /// manifest's files are left empty.
 pub(super) fn describe_state(data: &Path, cluster: ClusterId) -> Result<Manifest, StorageError> {
-    let db = StateDb::open_read_only(data, &StateOptions { block_cache_bytes: 1 << 20, ..Default::default() })?;
+    let db =
+        StateDb::open_read_only(data, &StateOptions { block_cache_bytes: 1 << 20, ..Default::default() })?;
     let last = match db.get(Family::Meta, meta::APPLIED)? {
         Some(bytes) => codec::decode::<AppliedRecord>("applied position", &bytes)?,
         None => LogPosition::default(),
@@ -596,33 +463,112 @@ fn load(dir: &Path, cluster: ClusterId) -> Result<StoredSnapshot, StorageError> 
     Ok(StoredSnapshot { dir: dir.to_owned(), manifest, obsolete: AtomicBool::new(false) })
 }
 
-/// The SHA-256 of a file.
-fn digest(path: &Path) -> Result<[u8; 32], StorageError> {
-    let mut file = File::open(path).map_err(|error| io(path, error))?;
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 256 << 10];
-    loop {
-        let read = file.read(&mut chunk).map_err(|error| io(path, error))?;
-        if read == 0 {
-            return Ok(hasher.finalize().into());
-        }
-        hasher.update(&chunk[..read]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Batch;
+
+    fn state(dir: &Path, index: u64) -> StateDb {
+        let db = StateDb::open(dir, &StateOptions::default()).unwrap();
+        advance(&db, index);
+        db
     }
-}
 
-/// Makes a file's content, or a directory's entries, durable.
-fn sync(path: &Path) -> Result<(), StorageError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| io(path, error))
-}
+    fn advance(db: &StateDb, index: u64) {
+        let mut batch = Batch::default();
+        let position = LogPosition { term: 1, node: 1, index };
+        batch.put(db, Family::Meta, meta::APPLIED, &codec::encode(&position));
+        batch.put(db, Family::Current, &index.to_be_bytes(), &[7; 3000]);
+        db.write(batch).unwrap();
+    }
 
-fn mismatch(path: &Path) -> StorageError {
-    corrupt(format!("{} is not what its manifest says (SHA-256)", path.display()))
-}
+    #[test]
+    fn the_newest_stays_and_an_older_one_lives_as_long_as_its_reader() {
+        let root = tempfile::tempdir().unwrap();
+        let db = state(&root.path().join("db"), 5);
+        let store = SnapshotStore::open(&root.path().join("snapshots"), 1).unwrap();
+        let older = store.build(&db).unwrap();
+        assert_eq!(older.manifest().last.index, 5);
+        let mut reader = older.reader();
+        drop(older);
+        advance(&db, 9);
+        store.build(&db).unwrap();
+        let mut read = 0;
+        while let Some(chunk) = reader.next().unwrap() {
+            read += chunk.len();
+        }
+        assert!(read > 3000);
+        drop(reader);
+        let names = || std::fs::read_dir(root.path().join("snapshots")).unwrap().count();
+        assert_eq!(names(), 1);
+        drop(store);
+        std::fs::create_dir(root.path().join("snapshots/0.tmp")).unwrap();
+        let store = SnapshotStore::open(&root.path().join("snapshots"), 1).unwrap();
+        assert_eq!(store.newest().unwrap().manifest().last.index, 9);
+        assert_eq!(names(), 1);
+    }
 
-pub(super) fn corrupt(reason: String) -> StorageError {
-    StorageError::Corrupt { what: "snapshot".to_owned(), reason }
-}
+    #[test]
+    fn a_flipped_byte_of_manifest_or_content_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let db = state(&root.path().join("db"), 5);
+        let store = Arc::new(SnapshotStore::open(&root.path().join("a"), 1).unwrap());
+        let snapshot = store.build(&db).unwrap();
+        let manifest = snapshot.manifest().encode();
+        for place in 0..manifest.len() {
+            let mut damaged = manifest.clone();
+            damaged[place] ^= 1;
+            assert!(Manifest::decode(&damaged).is_err(), "a flip at {place} went unnoticed");
+        }
+        let mut content = Vec::new();
+        let mut reader = snapshot.reader();
+        while let Some(chunk) = reader.next().unwrap() {
+            content.extend_from_slice(&chunk);
+        }
+        let other = Arc::new(SnapshotStore::open(&root.path().join("b"), 1).unwrap());
+        let receive = |content: &[u8]| {
+            let mut incoming = other.receive(snapshot.manifest().clone())?;
+            content.chunks(700).try_for_each(|piece| incoming.write(piece))?;
+            incoming.finish()
+        };
+        for place in (0..content.len()).step_by(content.len() / 23) {
+            let mut damaged = content.clone();
+            damaged[place] ^= 0x10;
+            assert!(receive(&damaged).is_err(), "a flip at {place} went unnoticed");
+        }
+        assert!(receive(&content[..content.len() - 1]).is_err());
+        assert!(receive(&[&content[..], b"x"].concat()).is_err());
+        assert_eq!(std::fs::read_dir(root.path().join("b")).unwrap().count(), 0, "nothing is left behind");
+        let kept = receive(&content).unwrap().keep().unwrap();
+        assert_eq!(kept.manifest(), snapshot.manifest());
+        // A file that rots where it lies is not sent on.
+        let table = kept.manifest().files.iter().find(|file| file.name.ends_with(".sst")).unwrap();
+        let path = kept.data().join(&table.name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[10] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let mut reader = kept.reader();
+        let read = std::iter::from_fn(|| reader.next().transpose()).collect::<Result<Vec<_>, _>>();
+        assert!(read.is_err());
+        // Another cluster's is not taken.
+        let foreign = Arc::new(SnapshotStore::open(&root.path().join("c"), 2).unwrap());
+        assert!(foreign.receive(snapshot.manifest().clone()).is_err());
+    }
 
-pub(super) fn io(path: &Path, source: std::io::Error) -> StorageError {
-    StorageError::Io { path: path.to_owned(), source }
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        let entry = |name: &str| FileEntry { name: name.to_owned(), size_bytes: 0, sha256: [0; 32] };
+        let manifest = |files| Manifest {
+            cluster: 1,
+            last: LogPosition::default(),
+            membership: Bytes::new(),
+            revision: Revision::FIRST,
+            files,
+        };
+        for name in ["", "..", "../x", "a/b", ".hidden", "/etc/passwd"] {
+            assert!(Manifest::decode(&manifest(vec![entry(name)]).encode()).is_err(), "{name:?}");
+        }
+        assert!(Manifest::decode(&manifest(vec![entry("a"), entry("a")]).encode()).is_err());
+        assert!(Manifest::decode(&manifest(vec![entry("000012.sst"), entry("CURRENT")]).encode()).is_ok());
+    }
 }

@@ -86,8 +86,7 @@ impl Cluster {
 
     /// Starts a node on whatever its directory holds.
     pub async fn reopen(&mut self, name: &str) -> Result<(), NodeError> {
-        let initial =
-            Bootstrap::Initial { members: self.initial.clone(), token: "test".to_owned() };
+        let initial = Bootstrap::Initial { members: self.initial.clone(), token: "test".to_owned() };
         let known = self.initial.iter().any(|member| member.name == name);
         let bootstrap = self.bootstraps.get(name).cloned().unwrap_or(if known {
             initial

@@ -1,0 +1,51 @@
+# What a person types. `make help` lists it; each target says what it installs before it does.
+#
+# One target directory for every checkout on the machine, because RocksDB takes many minutes to
+# compile; and one profile (release) for running, testing and measuring, for the same reason.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/mainstay-target
+MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
+
+.PHONY: help build cluster cluster-down test fmt lint doc proto client bench tools-build tools-test
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+tools-build: ## install what building needs (a C++ compiler, libclang-dev), if it is missing
+	@cluster/tools.sh build
+
+tools-test: tools-build ## install what testing needs besides (protobuf-compiler, etcd-client), if it is missing
+	@cluster/tools.sh test
+
+build: tools-build ## build the binary
+	cargo build --release --bin mainstay
+	@echo "built $(MAINSTAY)"
+
+cluster: build ## build, start three nodes on loopback, load /etc into them, leave them running
+	@MAINSTAY=$(MAINSTAY) cluster/up.sh
+
+cluster-down: ## stop what `make cluster` started
+	@cluster/down.sh
+
+test: tools-test ## run every test
+	cargo test --release --no-fail-fast
+
+fmt: ## format the sources (the check is `cargo fmt --check`)
+	cargo fmt
+
+lint: tools-build ## clippy, warnings denied
+	cargo clippy --release --all-targets -- -D warnings
+
+doc: tools-build ## the API's documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+proto: tools-test ## write the code under src/wire/gen anew from proto/
+	UPDATE_GENERATED=1 cargo test --release --test proto
+
+client: ## build the client SDK alone: no RocksDB, no C++, no libclang
+	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/client cargo build --release --lib --no-default-features
+
+bench: tools-test ## run the benchmarks, side by side with etcd where it is installed
+	cargo bench --profile release

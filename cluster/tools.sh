@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Installs, on Debian and its kin, the system packages that a task needs and that are missing.
+# Usage: tools.sh build|test. Says what it installs, and uses sudo only when it must.
+set -euo pipefail
+
+say() { printf '%s\n' "$*" >&2; }
+
+have_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return 0
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null
+}
+
+missing=()
+need() { # need PACKAGE COMMAND... : the package is missing unless the command succeeds
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+find_cargo() {
+    if ! command -v cargo >/dev/null && [ -r "$HOME/.cargo/env" ]; then
+        say "cargo is not on the PATH but is installed: run  . \"\$HOME/.cargo/env\"  and try again"
+        exit 1
+    fi
+    if ! command -v cargo >/dev/null; then
+        say "Rust is missing: install it from https://rustup.rs (1.95 or newer) and try again"
+        exit 1
+    fi
+}
+
+case "${1:-}" in
+build) ;;
+test)
+    need protobuf-compiler command -v protoc
+    need etcd-client command -v etcdctl
+    ;;
+*)
+    say "usage: tools.sh build|test"
+    exit 2
+    ;;
+esac
+find_cargo
+need g++ command -v c++
+need libclang-dev have_libclang
+
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null; then
+    say "missing: ${missing[*]} (Debian's names). This machine has no apt-get: install them its own way and try again."
+    exit 1
+fi
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        say "missing: ${missing[*]}. Installing them needs root and there is no sudo; as root, run:"
+        say "    apt-get install -y --no-install-recommends ${missing[*]}"
+        exit 1
+    fi
+    as_root=(sudo)
+fi
+say "installing with apt-get${as_root:+ (by sudo)}: ${missing[*]}"
+install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -o DPkg::Lock::Timeout=120 install -y -q --no-install-recommends "${missing[@]}" >&2
+}
+# The package lists of a fresh machine are empty or old: fetch them when the first try fails.
+install || {
+    "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=120 update -q >&2
+    install
+}
