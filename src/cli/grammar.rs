@@ -114,7 +114,7 @@ fn words(line: &str) -> Result<Vec<Vec<u8>>, String> {
             '"' | '`' => take_quoted(&mut rest)?,
             '\'' => {
                 let end = rest[1..].find('\'').ok_or("a single quote is not closed")?;
-                let word = rest[1..=end].as_bytes().to_vec();
+                let word = rest.as_bytes()[1..=end].to_vec();
                 rest = &rest[end + 2..];
                 word
             }

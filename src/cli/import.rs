@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
@@ -202,7 +203,7 @@ pub struct Writer<'a> {
     bar: ProgressBar,
     batch: Vec<Put>,
     batch_bytes: usize,
-    in_flight: FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = Result<Imported, CliError>> + 'a>>>,
+    in_flight: FuturesUnordered<LocalBoxFuture<'a, Result<Imported, CliError>>>,
     done: Imported,
 }
 

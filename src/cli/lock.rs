@@ -147,7 +147,7 @@ async fn hold(context: &Context, what: What, ttl: i64, command: &[OsString]) -> 
             Ok(held) => {
                 let done = while_held(context, &what, &held, command, &mut alive, &mut signals).await;
                 let released = release(context, &held).await;
-                done.and_then(|()| released)
+                done.and(released)
             }
         },
     };

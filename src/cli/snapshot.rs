@@ -77,7 +77,7 @@ async fn save(context: &Context, path: &Path) -> Result<(), CliError> {
         bar.inc(piece.bytes.len() as u64);
     }
     let bytes = check.total;
-    if !check.is_whole() {
+    if !check.whole() {
         return Err(CliError::Failed(format!(
             "the snapshot arrived damaged ({} received): its SHA-256 does not match; try again",
             bytes_text(bytes)
@@ -215,7 +215,7 @@ impl TailHash {
         self.tail.drain(..settled);
     }
 
-    fn is_whole(self) -> bool {
+    fn whole(self) -> bool {
         self.tail.len() == HASH_BYTES && self.hasher.finalize()[..] == self.tail[..]
     }
 }
@@ -231,7 +231,7 @@ mod tests {
         let whole = |bytes: &[u8], step: usize| {
             let mut check = TailHash::default();
             bytes.chunks(step).for_each(|chunk| check.take(chunk));
-            check.is_whole()
+            check.whole()
         };
         let good = [&content[..], &hash[..]].concat();
         for step in [1, 7, 31, 32, 33, 1000] {

@@ -8,6 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -88,7 +89,15 @@ impl Supervisor {
         let log = open_log(&spec.log)?;
         let log_too = log.try_clone().map_err(|e| CliError::file(&spec.log, e))?;
         let parent = rustix::process::getpid().as_raw_nonzero().get().to_string();
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        // Settings meant for another node must not slip in; how to log is everybody's.
+        for (name, _) in std::env::vars_os() {
+            let bytes = name.as_bytes();
+            if bytes.starts_with(b"MAINSTAY_") && !bytes.starts_with(b"MAINSTAY_LOG_") {
+                command.env_remove(name);
+            }
+        }
+        command
             .args(&spec.args)
             .args(["--parent-pid", &parent])
             .stdin(Stdio::null())
