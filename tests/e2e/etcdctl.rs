@@ -17,7 +17,8 @@ impl Ctl {
     /// `etcdctl` for these nodes, if it is installed.
     fn of(c: &Cluster, nodes: &[usize]) -> Option<Ctl> {
         tool("etcdctl")?;
-        let endpoints: Vec<_> = nodes.iter().map(|i| c.nodes[*i].url()).collect();
+        let endpoints: Vec<_> =
+            nodes.iter().map(|i| format!("127.0.0.1:{}", c.nodes[*i].client_port)).collect();
         Some(Ctl { endpoints: endpoints.join(",") })
     }
 
@@ -220,6 +221,19 @@ fn members_endpoints_and_alarms() {
     });
 }
 
+/// etcdctl 3.4 sends an endpoint given as a URL as the request's authority, scheme and all, which
+/// is no authority; etcd takes it, and an HTTP server that is strict does not.
+#[test]
+fn endpoints_given_as_urls_work_for_maintenance_too() {
+    on_cluster(async |c| {
+        let Some(mut ctl) = Ctl::of(c, &[0]) else { return };
+        ctl.endpoints = c.nodes[0].url();
+        ctl.ok(&["put", "url", "v"]);
+        ctl.ok(&["endpoint", "status"]);
+        ctl.ok(&["defrag"]);
+    });
+}
+
 #[test]
 fn compaction_defrag_and_move_leader() {
     on_own_cluster(Spec::nodes(3), async |c| {
@@ -241,12 +255,17 @@ fn compaction_defrag_and_move_leader() {
     });
 }
 
+/// Bytes that do not compress.
+fn noise(len: usize) -> Vec<u8> {
+    (0..len).map(|_| rand::random()).collect()
+}
+
 #[test]
 fn snapshot_save_and_status() {
     on_own_cluster(Spec::nodes(1), async |c| {
         let Some(ctl) = Ctl::of(c, &[0]) else { return };
         for i in 0..300 {
-            c.client(0).await.put(format!("s{i}"), vec![b'v'; 500], None).await.unwrap();
+            c.client(0).await.put(format!("s{i}"), noise(500), None).await.unwrap();
         }
         let file = c.root.join("saved.db");
         let file = file.to_str().unwrap();

@@ -366,9 +366,14 @@ fn a_lost_quorum_is_recovered_by_a_guarded_command() {
         std::fs::remove_dir_all(&c.nodes[1].data_dir).unwrap();
         std::fs::remove_dir_all(&c.nodes[2].data_dir).unwrap();
         let dir = c.nodes[0].data_dir.to_str().unwrap().to_owned();
+        let (peer, url) = (c.nodes[0].peer_url(), c.nodes[0].url());
         let recover = |args: &[&str]| {
             let mut command = Command::new(mainstay_binary());
-            command.args(["recover", "--data-dir", &dir]).args(args).stdin(std::process::Stdio::null());
+            command.args(["recover", "--data-dir", &dir, "--name", "n1"]);
+            command
+                .args(["--initial-advertise-peer-urls", &peer, "--advertise-client-urls", &url])
+                .args(args)
+                .stdin(std::process::Stdio::null());
             command.output().unwrap()
         };
         let guarded = recover(&["--force-new-cluster"]);

@@ -20,7 +20,11 @@ fn status_tells_leader_term_indexes_and_size() {
             let status = client.status().await.unwrap();
             assert!(status.raft_term() > 0 && status.raft_index() > 0);
             assert!(status.raft_applied_index() > 0 && status.raft_applied_index() <= status.raft_index());
-            assert!(status.db_size() > 0 && status.raft_used_db_size() > 0 && !status.is_learner());
+            let sizes = (status.db_size(), status.raft_used_db_size());
+            assert!(
+                sizes.0 > 0 && sizes.1 > 0 && !status.is_learner(),
+                "bytes of files and in use: {sizes:?}"
+            );
             assert!(status.errors().is_empty());
             assert!(status.version().split('.').count() == 3, "{}", status.version());
             assert_eq!(status.header().unwrap().member_id(), c.member_id(i).await);
@@ -34,7 +38,12 @@ fn status_tells_leader_term_indexes_and_size() {
 fn the_member_list_names_everyone_with_their_addresses() {
     on_cluster(async |c| {
         for i in 0..3 {
-            let list = c.client(i).await.member_list().await.unwrap();
+            // A member makes its client addresses known once it runs.
+            let list = eventually("all addresses are known", SOON, async || {
+                let list = c.client(i).await.member_list().await.unwrap();
+                list.members().iter().all(|member| !member.client_urls().is_empty()).then_some(list)
+            })
+            .await;
             let mut names: Vec<_> = list.members().iter().map(|m| m.name().to_owned()).collect();
             names.sort();
             assert_eq!(names, ["n1", "n2", "n3"]);

@@ -106,7 +106,7 @@ fn a_read_beyond_its_memory_is_refused_and_can_be_streamed() {
     if not_in_etcd("a limit on the memory of a read") {
         return;
     }
-    on_own_cluster(Spec::nodes(1).flag("max-range-bytes", "1MiB"), async |c| {
+    on_own_cluster(Spec::nodes(1).flag("max-range-bytes", "2MiB"), async |c| {
         let mut client = c.client(0).await;
         for i in 0..300 {
             client.put(format!("r{i:03}"), vec![b'v'; 10_000], None).await.unwrap();
