@@ -350,8 +350,9 @@ async fn a_lock_is_held_by_one_and_passed_on() {
     assert_eq!(held, key("l/1"));
     let again = lock.lock(ask(1)).await.unwrap().into_inner().key;
     assert_eq!(again, held, "who holds it gets it again");
+    let waiter = lock.clone();
     let wait = |lease| {
-        let mut lock = lock.clone();
+        let mut lock = waiter.clone();
         tokio::spawn(async move { lock.lock(ask(lease)).await })
     };
     let second = wait(2);
