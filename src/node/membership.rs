@@ -7,12 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::Precondition;
+use openraft::type_config::TypeConfigExt as _;
+use openraft::type_config::alias::InstantOf;
 use tokio::time::Instant;
 
 use super::control::{JoinRequest, MemberChange, MemberChanged};
@@ -26,6 +29,9 @@ use crate::types::{Member, MemberKind, NodeId};
 
 /// How many entries a learner may be behind to be made a voter.
 pub(super) const PROMOTE_LAG_MAX: u64 = 1_000;
+
+/// How often answers are looked for while a change waits for them.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(20);
 
 type Changes = ChangeMembers<NodeId, Member>;
 
@@ -75,6 +81,32 @@ impl Health {
         health
     }
 
+    /// What the replication says now: alive is who acknowledged something sent
+    /// after the call. Waits for everyone in `asked`, for one election timeout
+    /// at most: a member that died a moment ago must not count for a quorum.
+    pub async fn now(core: &Core, asked: &BTreeSet<NodeId>) -> Result<Health, NodeError> {
+        let began = TypeConfig::now();
+        let until = Instant::now() + core.options.election_timeout;
+        core.raft.trigger().heartbeat().await.map_err(|fatal| core.fail(fatal))?;
+        loop {
+            let answered = Health::answered_since(core, began);
+            if asked.is_subset(&answered) || Instant::now() >= until {
+                return Ok(Health { alive: answered, ..Health::of(core) });
+            }
+            tokio::time::sleep(HEALTH_INTERVAL).await;
+        }
+    }
+
+    fn answered_since(core: &Core, began: InstantOf<TypeConfig>) -> BTreeSet<NodeId> {
+        let metrics = core.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let answered =
+            metrics.heartbeat.iter().flatten().filter_map(|(id, acknowledged)| {
+                acknowledged.as_ref().filter(|at| ***at >= began).map(|_| *id)
+            });
+        answered.chain([core.id]).collect()
+    }
+
     /// Whether a member receives the log and has nearly all of it.
     pub fn caught_up(&self, id: NodeId) -> bool {
         self.alive.contains(&id) && self.lag.get(&id).is_some_and(|lag| *lag <= PROMOTE_LAG_MAX)
@@ -119,7 +151,8 @@ impl Membership {
             self.ready(deadline).await?;
             let stored = self.stored();
             let roster = Roster::of(&stored);
-            let decision = decide(change, &roster, &Health::of(&self.core), &self.core)?;
+            let health = Health::now(&self.core, &concerned(change, &roster)).await?;
+            let decision = decide(change, &roster, &health, &self.core)?;
             let (id, changes) = match decision {
                 Decision::Holds(id) => return Ok(changed(&roster, id)),
                 Decision::HandOver => {
@@ -168,7 +201,7 @@ impl Membership {
         }
         let roster = Roster::of(&self.stored());
         let votes = roster.members.get(&target).is_some_and(|view| view.is_voter);
-        if !votes || !Health::of(&self.core).caught_up(target) {
+        if !votes || !Health::now(&self.core, &BTreeSet::from([target])).await?.caught_up(target) {
             return Err(NodeError::BadTransferee);
         }
         self.transfer(target, deadline).await
@@ -288,6 +321,17 @@ fn changed(roster: &Roster, id: NodeId) -> MemberChanged {
         member: roster.members.get(&id).map(|view| view.member.clone()),
         members: roster.list(),
         index: roster.position.map_or(0, |position| position.index),
+    }
+}
+
+/// Whose health a wish depends on: of every voter, where a quorum is counted.
+fn concerned(change: &MemberChange, roster: &Roster) -> BTreeSet<NodeId> {
+    let voters = || roster.voters().map(|view| view.member.id);
+    match change {
+        MemberChange::Remove { id } => voters().filter(|voter| voter != id).collect(),
+        MemberChange::Promote { id } => voters().chain([*id]).collect(),
+        MemberChange::Add { .. } | MemberChange::Join(_) => voters().collect(),
+        MemberChange::Update { .. } | MemberChange::Publish { .. } => BTreeSet::new(),
     }
 }
 
@@ -463,6 +507,15 @@ fn join(
     if let Some(view) = roster.members.values().find(|view| sorted(&view.member.peer_urls) == urls) {
         return take_record(&view.member, request);
     }
+    let named =
+        roster.members.values().find(|view| !request.name.is_empty() && view.member.name == request.name);
+    if let Some(view) = named {
+        return Err(NodeError::NotAdmitted(format!(
+            "the name {:?} is taken by member {:x}; give this node another with --name, \
+             or remove that member first if this node replaces it",
+            request.name, view.member.id
+        )));
+    }
     let member = Member {
         id: joining_node_id(cluster, request.disk_id),
         name: request.name.clone(),
@@ -576,6 +629,9 @@ mod tests {
             panic!("a new node is let in");
         };
         assert_eq!(id, joining_node_id(5, 999));
+        let namesake = JoinRequest { name: "n2".to_owned(), ..request(999, "http://4", false) };
+        let refused = join(&three, &everyone, &namesake, 5);
+        assert!(matches!(refused, Err(NodeError::NotAdmitted(text)) if text.contains("is taken")));
     }
 
     #[test]
