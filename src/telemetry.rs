@@ -57,8 +57,6 @@ catalogue! {
     Counter PROPOSALS = "mainstay_proposals_total": "Writes proposed on behalf of clients of this node.";
     Counter PROPOSALS_FAILED = "mainstay_proposals_failed_total": "Proposals without an answer from the state machine, by reason.";
     Counter PROPOSALS_REFUSED = "mainstay_proposals_refused_total": "Writes refused because too much was in flight.";
-    Gauge PROPOSALS_IN_FLIGHT = "mainstay_proposals_in_flight": "Writes admitted and not answered yet.";
-    Gauge PROPOSALS_IN_FLIGHT_BYTES = "mainstay_proposals_in_flight_bytes": "Bytes of the writes admitted and not answered yet.";
     Histogram PROPOSAL_SECONDS = "mainstay_proposal_seconds": "Time from admission of a write to its answer.";
     Counter PROPOSALS_FORWARDED = "mainstay_proposals_forwarded_total": "Writes sent on to the leader.";
     Histogram FORWARD_BATCH_ENTRIES = "mainstay_forward_batch_entries": "Writes sent to the leader in one message.";
@@ -70,16 +68,14 @@ catalogue! {
     Gauge LOG_FIRST_INDEX = "mainstay_log_first_index": "Index of the first entry kept in the log.";
     Gauge LOG_LAST_INDEX = "mainstay_log_last_index": "Index of the last entry of the log.";
     Gauge LOG_SIZE_BYTES = "mainstay_log_size_bytes": "Bytes of the log kept on disk.";
-    Gauge LOG_TAIL_BYTES = "mainstay_log_tail_bytes": "Bytes of the log kept in memory.";
     Counter LOG_TAIL_HITS = "mainstay_log_tail_hits_total": "Reads of log entries served from memory.";
     Counter LOG_TAIL_MISSES = "mainstay_log_tail_misses_total": "Reads of log entries that went to disk.";
-    Histogram COMMIT_SECONDS = "mainstay_commit_seconds": "Time from a proposal at the leader to its entry being applied there.";
+    Histogram COMMIT_SECONDS = "mainstay_commit_seconds": "Time from a batch of proposals at the leader to its last entry being committed and applied there.";
     Gauge COMMITTED_INDEX = "mainstay_committed_index": "Index of the last entry known to be committed.";
     Gauge APPLIED_INDEX = "mainstay_applied_index": "Index of the last entry applied.";
     Counter APPLIED = "mainstay_applied_total": "Entries applied.";
     Histogram APPLY_SECONDS = "mainstay_apply_seconds": "Time to apply and publish one chunk of entries.";
     Histogram APPLY_CHUNK_ENTRIES = "mainstay_apply_chunk_entries": "Entries applied in one chunk.";
-    Histogram STATE_FLUSH_SECONDS = "mainstay_state_flush_seconds": "Time to make the applied state durable.";
 
     // A read: confirmed, served.
     Counter READ_BARRIERS = "mainstay_read_barriers_total": "Linearizable reads that asked for confirmation.";
@@ -97,37 +93,32 @@ catalogue! {
     Counter LEADER_CHANGES = "mainstay_leader_changes_total": "Changes of the leader as this node saw them.";
     Gauge MEMBERS = "mainstay_members": "Members of the cluster, by kind (voter, learner or observer).";
     Gauge PEER_LAG_ENTRIES = "mainstay_peer_lag_entries": "Entries a peer's log is behind the leader's, by peer.";
-    Histogram PEER_RTT_SECONDS = "mainstay_peer_rtt_seconds": "Time of one call to a peer, by peer and call.";
-    Counter PEER_FAILURES = "mainstay_peer_failures_total": "Calls to a peer that failed, by peer and call.";
+    Histogram PEER_RTT_SECONDS = "mainstay_peer_rtt_seconds": "Time of one heartbeat to a peer and back, by peer.";
+    Counter PEER_FAILURES = "mainstay_peer_failures_total": "Calls to a peer that failed, by peer.";
     Counter PEER_RETRIES = "mainstay_peer_retries_total": "Calls to a peer that were made again, by peer.";
     Gauge PEER_BREAKER_STATE = "mainstay_peer_breaker_state": "A peer's breaker: 0 closed, 1 half-open, 2 open, by peer.";
     Counter PEER_BREAKER_OPENED = "mainstay_peer_breaker_opened_total": "Times a peer's breaker opened, by peer.";
     Counter SNAPSHOTS_BUILT = "mainstay_snapshots_built_total": "Snapshots of the state built for the log.";
-    Histogram SNAPSHOT_BUILD_SECONDS = "mainstay_snapshot_build_seconds": "Time to build one snapshot.";
     Counter SNAPSHOTS_SENT = "mainstay_snapshots_sent_total": "Snapshots sent to a peer, by peer.";
     Counter SNAPSHOT_SENT_BYTES = "mainstay_snapshot_sent_bytes_total": "Bytes of snapshots sent to peers.";
     Counter SNAPSHOTS_INSTALLED = "mainstay_snapshots_installed_total": "Snapshots received and installed.";
-    Histogram SNAPSHOT_INSTALL_SECONDS = "mainstay_snapshot_install_seconds": "Time to verify and install one snapshot.";
 
     // Watches, leases, sessions.
     Gauge WATCH_STREAMS = "mainstay_watch_streams": "Open watch streams.";
     Gauge WATCHERS = "mainstay_watchers": "Watchers of all streams.";
     Gauge WATCHERS_SLOW = "mainstay_watchers_slow": "Watchers that read history from disk because they are behind the ring.";
     Counter WATCH_EVENTS = "mainstay_watch_events_total": "Events handed to watchers.";
-    Counter WATCH_FALLBACKS = "mainstay_watch_fallbacks_total": "Times a live watcher fell behind the ring.";
+    Counter WATCH_CATCH_UPS = "mainstay_watch_catch_ups_total": "Pieces of history read from disk for watchers.";
     Gauge WATCH_RING_BYTES = "mainstay_watch_ring_bytes": "Bytes of recent changes shared by all watchers.";
-    Histogram WATCH_CATCH_UP_SECONDS = "mainstay_watch_catch_up_seconds": "Time of one step of reading history for watchers.";
     Gauge LEASES = "mainstay_leases": "Leases that exist.";
     Counter LEASES_GRANTED = "mainstay_leases_granted_total": "Leases granted.";
-    Counter LEASES_REVOKED = "mainstay_leases_revoked_total": "Leases removed, by reason (revoked or expired).";
+    Counter LEASES_ENDED = "mainstay_leases_ended_total": "Leases that were revoked or ran out.";
     Counter LEASE_KEEP_ALIVES = "mainstay_lease_keep_alives_total": "Keep-alives answered by this node as leader.";
     Gauge SESSIONS = "mainstay_sessions": "Sessions for request ids that are open.";
-    Counter REQUESTS_REPEATED = "mainstay_requests_repeated_total": "Writes recognised as a repetition and not applied again.";
 
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";
     Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";
-    Counter COMPACTION_REMOVED = "mainstay_compaction_removed_total": "Old records removed by the sweep behind the compact mark.";
     Gauge STORE_SIZE_BYTES = "mainstay_store_size_bytes": "Bytes of the state on disk and in its write buffers.";
     Gauge STORE_LIVE_BYTES = "mainstay_store_live_bytes": "Estimated bytes of the state that a rewrite would keep.";
     Gauge STORE_QUOTA_BYTES = "mainstay_store_quota_bytes": "Bytes of the state at which writes are refused.";
@@ -324,8 +315,9 @@ mod recorder {
         // A bare word that is no level would be taken for the name of a module
         // and silence everything else.
         let is_level = |word: &str| word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
-        for directive in directives.split(',') {
-            if !directive.contains('=') && !directive.contains('[') && !is_level(directive.trim()) {
+        for directive in directives.split(',').map(str::trim) {
+            let is_target = directive.contains(['=', '[']);
+            if directive.is_empty() || (!is_target && !is_level(directive)) {
                 return Err(failed(format!("{directive:?} is not a level")));
             }
         }
@@ -363,6 +355,37 @@ mod tests {
                 assert!(known, "{} has no buckets", metric.name);
             }
         }
+    }
+
+    /// A metric that nobody records is a promise to operators that is not kept.
+    #[test]
+    fn every_metric_is_recorded_somewhere() {
+        fn read(folder: &std::path::Path, text: &mut String) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    read(&path, text);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    text.push_str(&std::fs::read_to_string(path).unwrap());
+                }
+            }
+        }
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let own = include_str!("telemetry.rs");
+        let mut sources = String::new();
+        read(&root, &mut sources);
+        let lines = own.lines().skip_while(|line| !line.starts_with("catalogue! {"));
+        let constants = lines.take_while(|line| *line != "}").filter_map(|line| {
+            let (kind, rest) = line.trim().split_once(' ')?;
+            let known = ["Counter", "Gauge", "Histogram"].contains(&kind);
+            known.then(|| rest.split(' ').next().unwrap_or_default())
+        });
+        let mut seen = 0;
+        for constant in constants {
+            seen += 1;
+            assert!(sources.contains(&format!("telemetry::{constant}")), "nobody records {constant}");
+        }
+        assert_eq!(seen, CATALOGUE.len());
     }
 
     #[test]

@@ -246,6 +246,13 @@ impl Lessor {
         if effects.is_empty() {
             return;
         }
+        for effect in effects {
+            match effect {
+                Effect::LeaseGranted(..) => metrics::counter!(telemetry::LEASES_GRANTED).increment(1),
+                Effect::LeaseGone(_) => metrics::counter!(telemetry::LEASES_ENDED).increment(1),
+                _ => {}
+            }
+        }
         let mut clocks = self.clocks.lock();
         if let Some(meanwhile) = &mut clocks.meanwhile {
             meanwhile.extend(effects.iter().cloned());

@@ -15,6 +15,7 @@ use super::options::AutoCompaction;
 use super::propose::Proposer;
 use super::tasks::Tasks;
 use super::{MemberView, ProposeContext};
+use crate::storage::CacheCounts;
 use crate::telemetry;
 use crate::types::{Alarm, AlarmAction, AlarmKind, MemberKind, Operation, Revision, Space};
 
@@ -35,6 +36,8 @@ pub(super) trait Gauges: Send + Sync + 'static {
     fn store_bytes(&self) -> u64;
     /// Bytes in use of them.
     fn live_bytes(&self) -> u64;
+    /// How the cache of the store's blocks does.
+    fn cache(&self) -> CacheCounts;
     /// Bytes of the log.
     fn log_bytes(&self) -> u64;
     /// Sets space aside again for the day when the disk is full.
@@ -269,17 +272,24 @@ async fn sample(core: &Core, gauges: &dyn Gauges) {
             metrics::gauge!(telemetry::DISK_FREE_BYTES).set(free as f64);
         }
         metrics::gauge!(telemetry::LOG_SIZE_BYTES).set(gauges.log_bytes() as f64);
+        let cache = gauges.cache();
+        metrics::counter!(telemetry::CACHE_HITS).absolute(cache.hits);
+        metrics::counter!(telemetry::CACHE_MISSES).absolute(cache.misses);
+        metrics::gauge!(telemetry::CACHE_BYTES).set(cache.size_bytes as f64);
         metrics::gauge!(telemetry::APPLIED_INDEX).set(view.applied.index as f64);
         metrics::gauge!(telemetry::TERM).set(leadership.term as f64);
         metrics::gauge!(telemetry::IS_LEADER).set(f64::from(u8::from(leadership.here)));
         metrics::gauge!(telemetry::HAS_LEADER).set(f64::from(u8::from(leadership.leader != 0)));
         metrics::gauge!(telemetry::ALARMS).set(view.alarms.len() as f64);
         sample_members(core);
-        let committed = {
+        let (first, last, committed) = {
             let metrics = core.raft.metrics();
             let metrics = metrics.borrow_watched();
-            metrics.local_committed.as_ref().map_or(0, |id: &crate::raft::LogId| id.index)
+            let index = |id: &Option<crate::raft::LogId>| id.as_ref().map_or(0, |id| id.index);
+            (index(&metrics.purged) + 1, metrics.last_log_index.unwrap_or(0), index(&metrics.local_committed))
         };
+        metrics::gauge!(telemetry::LOG_FIRST_INDEX).set(first as f64);
+        metrics::gauge!(telemetry::LOG_LAST_INDEX).set(last as f64);
         metrics::gauge!(telemetry::COMMITTED_INDEX).set(committed as f64);
     }
 }

@@ -311,20 +311,23 @@ async fn run_local(core: Arc<Core>, mut queue: mpsc::Receiver<Pending>, stop: Ca
                 let waiting = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_COUNT_MAX));
                 // On an error the answers are dropped, which says that the node stopped.
                 if let Ok(results) = write_batch(&core, bodies).await {
-                    answering.push(answer(waiting, results));
+                    answering.push(answer(&core, waiting, results));
                 }
             }
         }
     }
 }
 
-async fn answer(waiting: Vec<Pending>, mut results: WriteResults) {
+async fn answer(core: &Core, waiting: Vec<Pending>, mut results: WriteResults) {
+    let started = core.env.monotonic();
     for pending in waiting {
         let outcome = results.next().await.unwrap_or(Outcome::Unknown);
         drop(pending.admitted);
         // The caller may have run out of time; the outcome is then nobody's.
         let _ = pending.answer.send(outcome);
     }
+    let took = core.env.monotonic().saturating_sub(started);
+    metrics::histogram!(telemetry::COMMIT_SECONDS).record(took.as_secs_f64());
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ use crate::raft::{
 };
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::snapshot::SnapshotStore;
-use crate::storage::{DataDir, DataDirOptions, Standing, StateDb, StorageError};
+use crate::storage::{CacheCounts, DataDir, DataDirOptions, Standing, StateDb, StorageError};
 use crate::types::RevisionEvents;
 use crate::watch::{Hub, HubOptions};
 
@@ -127,6 +127,10 @@ impl Gauges for StoreGauges {
 
     fn live_bytes(&self) -> u64 {
         self.raft.db().live_size_bytes()
+    }
+
+    fn cache(&self) -> CacheCounts {
+        self.raft.db().cache_counts()
     }
 
     fn log_bytes(&self) -> u64 {

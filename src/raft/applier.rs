@@ -19,6 +19,7 @@ use crate::env::EnvRef;
 use crate::machine;
 use crate::storage::layout::LogPosition;
 use crate::storage::{StateDb, StorageError};
+use crate::telemetry;
 use crate::types::Reply;
 
 /// Chunks waiting for the thread. Two keep it busy while the next is gathered;
@@ -125,8 +126,9 @@ impl Worker {
             Err(error) => return self.end(last, error),
         };
         let now = self.env.monotonic();
-        metrics::histogram!("mainstay_apply_seconds").record(now.saturating_sub(started));
-        metrics::histogram!("mainstay_apply_chunk_entries").record(count as f64);
+        metrics::histogram!(telemetry::APPLY_SECONDS).record(now.saturating_sub(started));
+        metrics::histogram!(telemetry::APPLY_CHUNK_ENTRIES).record(count as f64);
+        metrics::counter!(telemetry::APPLIED).increment(count as u64);
         let mut replies = replies.into_iter().enumerate();
         for (place, responder) in responders {
             // Both go up, so that one pass over the replies finds them all.

@@ -31,6 +31,7 @@ use super::record;
 use super::types::{Entry, LogId, TypeConfig, Vote};
 use crate::storage::StorageError;
 use crate::storage::log::{LogEngine, LogOp, LogResult};
+use crate::telemetry;
 
 /// A reply to a peer, or a step of a stream, has about this many bytes of entries.
 const READ_BYTES: usize = 1 << 20;
@@ -263,6 +264,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let permit = self.unflushed.clone().acquire_many_owned(permits).await;
         let permit = permit.map_err(io::Error::other)?;
 
+        metrics::counter!(telemetry::LOG_APPENDED).increment(encoded.len() as u64);
+        metrics::counter!(telemetry::LOG_APPENDED_BYTES).increment(bytes as u64);
         self.appends += 1;
         let append = self.appends;
         let mut records = Vec::with_capacity(encoded.len());
@@ -347,6 +350,7 @@ impl LogReader {
                     }
                     let tail = log.tail_index();
                     if at >= tail {
+                        metrics::counter!(telemetry::LOG_TAIL_HITS).increment(1);
                         let skip = (at - tail) as usize;
                         for tailed in log.tail.range(skip..skip + (end - at) as usize) {
                             entries.push(tailed.entry.clone());
@@ -359,6 +363,7 @@ impl LogReader {
                     }
                     at..tail.min(end)
                 };
+                metrics::counter!(telemetry::LOG_TAIL_MISSES).increment(1);
                 let limit = (limit_bytes - bytes).min(READ_BYTES);
                 let records = self.read_engine(before_tail, limit).await;
                 if self.shared.log.lock().removals != removals {

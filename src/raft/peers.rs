@@ -23,6 +23,7 @@ use crate::resilience::{
     Admission, Backoff, BackoffOptions, Breaker, BreakerOptions, BreakerState, Budget, BudgetOptions,
 };
 use crate::storage::snapshot::StoredSnapshot;
+use crate::telemetry;
 use crate::types::{DiskId, Member, NodeId};
 
 /// Between two attempts of a call.
@@ -198,7 +199,7 @@ impl Peers {
                 return Err(error);
             }
             let peer = self.health(target, |health| health.label.clone());
-            metrics::counter!("mainstay_peer_retries_total", "peer" => peer).increment(1);
+            metrics::counter!(telemetry::PEER_RETRIES, "peer" => peer).increment(1);
             tokio::time::sleep(pause).await;
         }
     }
@@ -262,7 +263,7 @@ impl Peers {
         if answer.is_ok() {
             let rtt = self.env.monotonic().saturating_sub(started);
             let peer = self.health(target, |health| health.label.clone());
-            metrics::histogram!("mainstay_peer_rtt_seconds", "peer" => peer).record(rtt);
+            metrics::histogram!(telemetry::PEER_RTT_SECONDS, "peer" => peer).record(rtt);
         }
         self.note(target, &answer);
         answer
@@ -310,8 +311,8 @@ impl Peers {
         self.note(target, &sent);
         if sent.is_ok() {
             let peer = self.health(target, |health| health.label.clone());
-            metrics::counter!("mainstay_snapshots_sent_total", "peer" => peer).increment(1);
-            metrics::counter!("mainstay_snapshot_sent_bytes_total").increment(size_bytes);
+            metrics::counter!(telemetry::SNAPSHOTS_SENT, "peer" => peer).increment(1);
+            metrics::counter!(telemetry::SNAPSHOT_SENT_BYTES).increment(size_bytes);
         }
         sent
     }
@@ -333,7 +334,10 @@ impl Peers {
         self.health(target, |health| {
             let before = health.breaker.state();
             match answer {
-                Err(error) if error.is_failure() => health.breaker.on_failure(now, self.env.random_u64()),
+                Err(error) if error.is_failure() => {
+                    metrics::counter!(telemetry::PEER_FAILURES, "peer" => health.label.clone()).increment(1);
+                    health.breaker.on_failure(now, self.env.random_u64())
+                }
                 // Whoever answers, even to refuse, is alive.
                 _ => health.breaker.on_success(),
             }
@@ -396,11 +400,11 @@ impl Health {
     fn export(&self, before: BreakerState) {
         let state = self.breaker.state();
         if state != before {
-            let gauge = metrics::gauge!("mainstay_peer_breaker_state", "peer" => self.label.clone());
+            let gauge = metrics::gauge!(telemetry::PEER_BREAKER_STATE, "peer" => self.label.clone());
             gauge.set(state.as_metric());
             if state == BreakerState::Open {
                 let opened =
-                    metrics::counter!("mainstay_peer_breaker_opened_total", "peer" => self.label.clone());
+                    metrics::counter!(telemetry::PEER_BREAKER_OPENED, "peer" => self.label.clone());
                 opened.increment(1);
             }
             tracing::debug!(peer = &*self.label, ?state, "breaker");

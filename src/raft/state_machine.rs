@@ -23,6 +23,7 @@ use crate::machine;
 use crate::storage::layout::{AppliedRecord, Family, LogPosition, meta};
 use crate::storage::snapshot::{Received, SnapshotStore, StoredSnapshot};
 use crate::storage::{DataDir, Read, StateDb, StateOptions, StorageError, WeakStateDb, codec};
+use crate::telemetry;
 
 /// The most entries applied at a time.
 const CHUNK_ENTRIES_MAX: usize = 4096;
@@ -241,7 +242,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let installed = self.install(meta, data).await;
         installed.map_err(|error| self.end("a snapshot could not be installed", error))?;
-        metrics::counter!("mainstay_snapshots_installed_total").increment(1);
+        metrics::counter!(telemetry::SNAPSHOTS_INSTALLED).increment(1);
         tracing::info!(%meta, "installed a snapshot");
         Ok(())
     }
@@ -272,7 +273,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             false => off_thread(build).await,
         };
         if built.is_ok() {
-            metrics::counter!("mainstay_snapshots_built_total").increment(1);
+            metrics::counter!(telemetry::SNAPSHOTS_BUILT).increment(1);
         }
         built.and_then(as_openraft).map_err(|error| {
             // A flush or a table failed: the state's own disk is not to be trusted.

@@ -40,20 +40,14 @@ impl MaintenanceService {
         alarm: Alarm,
         caller: &Caller,
     ) -> Result<(Revision, Vec<Alarm>), ServeError> {
-        let before = self.shared.node.view().alarms.clone();
         let reply = self.shared.propose(Operation::Alarm { action, alarm }, caller).await?;
-        let standing = match reply.outcome? {
-            Outcome::Alarms(standing) => standing,
-            // A repetition of a request whose reply is gone: as it stands now.
-            _ => self.shared.node.view().alarms.to_vec(),
+        let changed = match reply.outcome? {
+            Outcome::Alarms(changed) => changed,
+            // A repetition of a request whose reply is no longer kept.
+            _ => Vec::new(),
         };
-        // etcd tells what the request changed, or activated once more.
-        let told = match action {
-            AlarmAction::Activate => standing.into_iter().filter(|raised| *raised == alarm).collect(),
-            AlarmAction::Deactivate => {
-                before.iter().copied().filter(|raised| !standing.contains(raised)).collect()
-            }
-        };
+        // etcd tells of an activated alarm also when it was raised before.
+        let told = if action == AlarmAction::Activate { vec![alarm] } else { changed };
         Ok((reply.revision, told))
     }
 }

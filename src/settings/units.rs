@@ -38,6 +38,9 @@ pub(super) fn duration(text: &str, bare_unit: Duration) -> Result<Duration, Stri
     let mut rest = text;
     while !rest.is_empty() {
         let (number, after) = split(rest);
+        if number.is_empty() {
+            return Err(bad());
+        }
         let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
         let (unit, next) = after.split_at(unit_end);
         let unit = match unit.trim() {

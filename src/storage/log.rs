@@ -26,15 +26,6 @@ mod rocks;
 pub use memory::MemoryLog;
 pub use rocks::{RocksLog, RocksLogOptions};
 
-/// Histogram, seconds: how long one write of the log took, the fsync included.
-pub const METRIC_FSYNC_SECONDS: &str = "mainstay_log_fsync_duration_seconds";
-/// Histogram: operations that shared one write.
-pub const METRIC_BATCH_OPERATIONS: &str = "mainstay_log_batch_operations";
-/// Histogram: bytes of one write.
-pub const METRIC_BATCH_BYTES: &str = "mainstay_log_batch_bytes";
-/// Gauge: bytes of the records that the log holds, approximately.
-pub const METRIC_HELD_BYTES: &str = "mainstay_log_held_bytes";
-
 /// How an operation ended. The error is shared by everyone it concerns.
 pub type LogResult = Result<(), Arc<StorageError>>;
 

@@ -13,6 +13,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
     DBRawIterator, Options, ReadOptions, WriteBatch, WriteOptions,
 };
+use rocksdb::statistics::{StatsLevel, Ticker};
 use self_cell::self_cell;
 
 use super::StorageError;
@@ -37,6 +38,19 @@ impl Default for StateOptions {
 #[derive(Clone)]
 pub struct StateDb {
     db: Arc<DB>,
+    /// The options it was opened with, which hold its counters.
+    counters: Arc<Options>,
+}
+
+/// How the cache of the state's blocks does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    /// Blocks found in it since the database was opened.
+    pub hits: u64,
+    /// Blocks that had to be read.
+    pub misses: u64,
+    /// Bytes in it.
+    pub size_bytes: u64,
 }
 
 /// Does not keep a database open, but knows whether somebody does.
@@ -161,11 +175,14 @@ impl StateDb {
         db_options.set_keep_log_file_num(2);
         db_options.set_max_log_file_size(4 << 20);
         db_options.set_paranoid_checks(true);
+        // Counters only; timing every read would cost more than the read.
+        db_options.enable_statistics();
+        db_options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
         let families = Family::ALL.map(|family| {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
         });
         let db = DB::open_cf_descriptors(&db_options, path, families)?;
-        Ok(StateDb { db: Arc::new(db) })
+        Ok(StateDb { db: Arc::new(db), counters: Arc::new(db_options) })
     }
 
     /// Opens the database in `path` for reading, without changing its content.
@@ -182,7 +199,7 @@ impl StateDb {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
         });
         let db = DB::open_cf_descriptors_read_only(&db_options, path, families, false)?;
-        Ok(StateDb { db: Arc::new(db) })
+        Ok(StateDb { db: Arc::new(db), counters: Arc::new(db_options) })
     }
 
     /// Tells later whether this database is still open, without keeping it so.
@@ -241,6 +258,16 @@ impl StateDb {
         let tables = Family::ALL.map(|family| property(family, "rocksdb.total-sst-files-size"));
         let memtables = Family::ALL.map(|family| property(family, "rocksdb.cur-size-all-mem-tables"));
         tables.iter().chain(&memtables).sum()
+    }
+
+    /// How the block cache does. Counts nothing for a database opened for reading.
+    pub fn cache_counts(&self) -> CacheCounts {
+        let usage = self.db.property_int_value_cf(self.family(Family::Current), "rocksdb.block-cache-usage");
+        CacheCounts {
+            hits: self.counters.get_ticker_count(Ticker::BlockCacheHit),
+            misses: self.counters.get_ticker_count(Ticker::BlockCacheMiss),
+            size_bytes: usage.ok().flatten().unwrap_or_default(),
+        }
     }
 
     /// Estimated bytes of the data itself, without what compaction will drop.

@@ -23,12 +23,10 @@ use super::history::{Chunks, History};
 use super::index::Index;
 use super::ring::{Entry, Ring};
 use super::stream::WatchStream;
-use super::{
-    HubOptions, METRIC_CATCH_UP_READS, METRIC_EVENTS_SENT, METRIC_RING_BYTES, METRIC_SLOW_WATCHERS,
-    METRIC_STREAMS, METRIC_WATCHERS,
-};
+use super::HubOptions;
 use crate::machine::{Published, View};
 use crate::storage::StorageError;
+use crate::telemetry;
 use crate::types::{KeyRange, Revision, RevisionEvents, Space};
 
 /// Revisions matched before others may take the index: a new watcher waits for
@@ -118,12 +116,12 @@ impl Hub {
             reads: Arc::new(Semaphore::new(options.catch_up_reads_max.max(1))),
             chunks: Chunks::default(),
             gauges: Gauges {
-                watchers: metrics::gauge!(METRIC_WATCHERS),
-                slow: metrics::gauge!(METRIC_SLOW_WATCHERS),
-                streams: metrics::gauge!(METRIC_STREAMS),
-                events_sent: metrics::counter!(METRIC_EVENTS_SENT),
-                catch_up_reads: metrics::counter!(METRIC_CATCH_UP_READS),
-                ring_bytes: metrics::gauge!(METRIC_RING_BYTES),
+                watchers: metrics::gauge!(telemetry::WATCHERS),
+                slow: metrics::gauge!(telemetry::WATCHERS_SLOW),
+                streams: metrics::gauge!(telemetry::WATCH_STREAMS),
+                events_sent: metrics::counter!(telemetry::WATCH_EVENTS),
+                catch_up_reads: metrics::counter!(telemetry::WATCH_CATCH_UPS),
+                ring_bytes: metrics::gauge!(telemetry::WATCH_RING_BYTES),
             },
             history,
             options,

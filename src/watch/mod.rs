@@ -37,19 +37,6 @@ pub use stream::WatchStream;
 
 use crate::types::{KeyRange, Revision, Space};
 
-/// Gauge: watchers that exist.
-pub const METRIC_WATCHERS: &str = "mainstay_watch_watchers";
-/// Gauge: watchers that read the past because they are behind the live changes.
-pub const METRIC_SLOW_WATCHERS: &str = "mainstay_watch_slow_watchers";
-/// Gauge: streams that exist.
-pub const METRIC_STREAMS: &str = "mainstay_watch_streams";
-/// Counter: events handed to streams.
-pub const METRIC_EVENTS_SENT: &str = "mainstay_watch_events_sent_total";
-/// Gauge: bytes of the ring of newest changes.
-pub const METRIC_RING_BYTES: &str = "mainstay_watch_ring_bytes";
-/// Counter: pieces of the past read from disk.
-pub const METRIC_CATCH_UP_READS: &str = "mainstay_watch_catch_up_reads_total";
-
 /// What the operator may tune of the hub.
 #[derive(Clone, Debug)]
 pub struct HubOptions {

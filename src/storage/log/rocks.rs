@@ -31,12 +31,12 @@ use rocksdb::{
 };
 
 use super::{
-    Change, Done, Extent, FatalHook, HeldBytes, LogEngine, LogOp, METRIC_BATCH_BYTES,
-    METRIC_BATCH_OPERATIONS, METRIC_FSYNC_SECONDS, METRIC_HELD_BYTES, Recovered, VerifyRecord, corrupt,
+    Change, Done, Extent, FatalHook, HeldBytes, LogEngine, LogOp, Recovered, VerifyRecord, corrupt,
     first_after,
 };
 use crate::env::EnvRef;
 use crate::storage::{StorageError, codec};
+use crate::telemetry;
 
 const FAMILY_LOG: &str = "log";
 const FAMILY_META: &str = "meta";
@@ -246,11 +246,10 @@ impl Writer {
         self.db.write_opt(plan.batch, &options)?;
         if plan.sync {
             let elapsed = self.env.monotonic().saturating_sub(started);
-            metrics::histogram!(METRIC_FSYNC_SECONDS).record(elapsed.as_secs_f64());
+            metrics::histogram!(telemetry::LOG_FSYNC_SECONDS).record(elapsed.as_secs_f64());
         }
-        metrics::histogram!(METRIC_BATCH_OPERATIONS).record(operations as f64);
-        metrics::histogram!(METRIC_BATCH_BYTES).record(bytes as f64);
-        metrics::gauge!(METRIC_HELD_BYTES).set(self.held.lock().total as f64);
+        metrics::histogram!(telemetry::LOG_BATCH_ENTRIES).record(operations as f64);
+        metrics::histogram!(telemetry::LOG_BATCH_BYTES).record(bytes as f64);
         if let Some(upto) = plan.sweep {
             self.db.delete_file_in_range_cf(log_family(&self.db), key(0), key(upto))?;
             self.swept = Some(upto);
