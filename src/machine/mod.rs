@@ -12,10 +12,10 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use self::chunk::{Chunk, Transaction};
+pub use self::read::{is_read_only, read_txn};
 use self::session::{Sessions, Verdict};
 use crate::lease;
 use crate::mvcc::{Marks, ReadError};
-pub use self::read::{is_read_only, read_txn};
 pub use crate::storage::layout::LogPosition;
 use crate::storage::layout::{self, Family, LeaseRecord, SessionRecord, meta};
 use crate::storage::{Batch, Read, Snapshot, StateDb, StorageError, codec};

@@ -21,16 +21,16 @@ mod wire;
 pub use applier::{Apply, ReplayLimits};
 pub use config::{OptionsError, PEER_MESSAGE_BYTES_MAX, RaftOptions};
 pub use fatal::{EXIT_FATAL, Fatal};
+pub use log_store::{LogReader, LogStore, LogStoreOptions};
 pub use network::{GrpcTransport, envelope_of, status_of};
 pub use peers::{Directory, PeerTimeouts, Peers, Retry};
-pub use receiver::{Reception, Receiver};
+pub use receiver::{Receiver, Reception};
 pub use start::{RaftHandle, StartError, StartParts, start};
 pub use state_machine::{LiveState, SnapshotData, StateMachine};
 pub use transport::{
     AppendRequest, AppendResult, BoxFuture, BoxStream, Envelope, Local, PeerError, PeerFuture, Refusal,
     SnapshotTimeouts, TransferLeaderRequest, TransferLeaderResult, Transport, VoteRequest, VoteResponse,
 };
-pub use log_store::{LogReader, LogStore, LogStoreOptions};
 pub use types::{
     CommittedLeaderId, Entry, EntryPayload, LogId, Membership, Proposal, SnapshotMeta, StoredMembership,
     TypeConfig, Vote,

@@ -403,8 +403,7 @@ impl Health {
             let gauge = metrics::gauge!(telemetry::PEER_BREAKER_STATE, "peer" => self.label.clone());
             gauge.set(state.as_metric());
             if state == BreakerState::Open {
-                let opened =
-                    metrics::counter!(telemetry::PEER_BREAKER_OPENED, "peer" => self.label.clone());
+                let opened = metrics::counter!(telemetry::PEER_BREAKER_OPENED, "peer" => self.label.clone());
                 opened.increment(1);
             }
             tracing::debug!(peer = &*self.label, ?state, "breaker");

@@ -23,9 +23,9 @@ mod options;
 pub mod peer;
 mod queue;
 mod requests;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -103,7 +103,9 @@ impl Server {
         let router = routes
             .add_service(health)
             .add_service(reflection().build_v1().expect("the descriptor is compiled from the definitions"))
-            .add_service(reflection().build_v1alpha().expect("the descriptor is compiled from the definitions"))
+            .add_service(
+                reflection().build_v1alpha().expect("the descriptor is compiled from the definitions"),
+            )
             .into_axum_router()
             .layer(requests::CountRequests::new(shared.env.clone(), shared.options.slow_request))
             .merge(http::routes(shared.clone(), metrics.clone()))
@@ -111,8 +113,7 @@ impl Server {
         let peer_router = Routes::new(peer::service(shared.node.raft_receiver().clone()))
             .add_service(control::service(shared.node.clone()))
             .into_axum_router();
-        let mut tasks =
-            vec![("health", tokio::spawn(health::run(shared.clone(), reporter, names)))];
+        let mut tasks = vec![("health", tokio::spawn(health::run(shared.clone(), reporter, names)))];
         if let Some(metrics) = metrics {
             tasks.push(("metrics upkeep", tokio::spawn(upkeep(shared.clone(), metrics))));
         }
@@ -145,7 +146,10 @@ impl Server {
             self.shared.tasks.wait().await;
         });
         if drained.await.is_err() {
-            tracing::warn!(limit_ms = limit.as_millis() as u64, "requests were cut off: they took too long to finish");
+            tracing::warn!(
+                limit_ms = limit.as_millis() as u64,
+                "requests were cut off: they took too long to finish"
+            );
         }
         self.client.cut();
         self.shared.node.stop().await;

@@ -24,7 +24,8 @@ use crate::telemetry::LogOptions;
 use crate::watch::HubOptions;
 
 /// Variables with the prefix that belong to the client commands.
-const CLIENT_VARIABLES: &[&str] = &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE", "MAINSTAY_TIMEOUT", "MAINSTAY_OUTPUT"];
+const CLIENT_VARIABLES: &[&str] =
+    &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE", "MAINSTAY_TIMEOUT", "MAINSTAY_OUTPUT"];
 
 /// Everything `mainstay serve` needs to know.
 #[derive(Clone, Debug)]
@@ -181,7 +182,10 @@ impl Values {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| toml(error.to_string()))?;
         for (key, value) in table {
             let text = plain_text(&value).ok_or_else(|| {
-                toml(format!("{key} is a {}; use text, a number, true or false, or a list of texts", value.type_str()))
+                toml(format!(
+                    "{key} is a {}; use text, a number, true or false, or a list of texts",
+                    value.type_str()
+                ))
             })?;
             self.set(&key, text, Origin::File(path.to_owned()))?;
         }
@@ -237,7 +241,8 @@ enum Key {
 
 fn find(key: &str) -> Option<Key> {
     let served = keys::KEYS.iter().find(|known| **known == key).map(|known| Key::Served(known));
-    let in_list = |list: &'static [(&'static str, &'static str)]| list.iter().find(|(known, _)| *known == key);
+    let in_list =
+        |list: &'static [(&'static str, &'static str)]| list.iter().find(|(known, _)| *known == key);
     served
         .or_else(|| in_list(keys::REFUSED).map(|(key, reason)| Key::Refused(key, reason)))
         .or_else(|| in_list(keys::WITHOUT_EFFECT).map(|(key, why)| Key::WithoutEffect(key, why)))
