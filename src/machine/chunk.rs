@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Effect;
-use crate::mvcc::{self, Found, Keys, ReadError};
+use crate::mvcc::{self, Found, Keys, ReadError, Visit};
 use crate::storage::layout::{self, Change, Family, Record, VersionRef};
 use crate::storage::{Batch, Read, StateDb, StorageError, codec};
 use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space};
@@ -182,12 +182,7 @@ impl Keys for Layers<'_> {
         }
     }
 
-    fn visit(
-        &self,
-        space: Space,
-        range: &KeyRange,
-        visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
-    ) -> Result<(), ReadError> {
+    fn visit(&self, space: Space, range: &KeyRange, visit: &mut Visit<'_>) -> Result<(), ReadError> {
         if range.is_empty() {
             return Ok(());
         }

@@ -1,32 +1,33 @@
 //! Applies one command to everything replicated, and publishes what it made.
 //!
 //! `Machine` is owned by the one thread that applies; everyone else reads
-//! through [`Published`]. Nothing here waits, asks a clock or draws a random
+//! through the [`Published`] view. Nothing here waits, asks a clock or draws a random
 //! number: equal commands make equal states on every replica.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use self::chunk::{Chunk, Transaction};
+pub use self::observer::{Effect, Observer};
 pub use self::read::{is_read_only, read_txn};
 use self::session::{Sessions, Verdict};
+use self::state::State;
 use crate::lease;
-use crate::mvcc::{Marks, ReadError};
-pub use crate::storage::layout::LogPosition;
-use crate::storage::layout::{self, Family, LeaseRecord, SessionRecord, meta};
-use crate::storage::{Batch, Read, Snapshot, StateDb, StorageError, codec};
+use crate::mvcc::{Published, ReadError};
+use crate::storage::layout::{self, Family, LeaseRecord, LogPosition, SessionRecord, meta};
+use crate::storage::{StateDb, StorageError, codec};
 use crate::types::{
     Alarm, AlarmAction, AlarmKind, ApplyError, Command, DeleteRange, KeyRange, LeaseId, Operation, Outcome,
-    Reply, Revision, RevisionEvents, Space,
+    Reply, Revision, Space,
 };
 
 mod chunk;
+mod observer;
 mod read;
 mod session;
+mod state;
 mod txn;
 
 /// One committed entry.
@@ -51,98 +52,6 @@ pub enum Payload {
     Membership(Bytes),
 }
 
-/// One consistent state of the store, as readers see it. Cheap to clone the
-/// `Arc` of, not to be held for longer than one chunk of work: it pins files.
-pub struct View {
-    /// The data.
-    pub data: Snapshot,
-    /// The store's revision in `data`.
-    pub revision: Revision,
-    /// Compact mark of the user space; revisions below are gone.
-    pub compacted_user: Revision,
-    /// Compact mark of the system space.
-    pub compacted_system: Revision,
-    /// The last entry in `data`.
-    pub applied: LogPosition,
-    /// Raised alarms, sorted.
-    pub alarms: Arc<[Alarm]>,
-    /// The cluster version, as `major << 16 | minor`; 0 before it is first set.
-    pub cluster_version: u32,
-}
-
-impl View {
-    /// The compact mark of a space.
-    pub fn compacted(&self, space: Space) -> Revision {
-        match space {
-            Space::User => self.compacted_user,
-            Space::System => self.compacted_system,
-        }
-    }
-
-    /// Where the view stands, for reads of a space.
-    pub fn marks(&self, space: Space) -> Marks {
-        Marks { revision: self.revision, compacted: self.compacted(space) }
-    }
-}
-
-/// Where the newest [`View`] is found, and how to wait for one.
-pub struct Published {
-    view: ArcSwap<View>,
-    applied_index: watch::Sender<u64>,
-}
-
-impl Published {
-    /// Starts with a first view.
-    pub fn new(view: View) -> Published {
-        let (applied_index, _) = watch::channel(view.applied.index);
-        Published { view: ArcSwap::from_pointee(view), applied_index }
-    }
-
-    /// The newest view.
-    pub fn view(&self) -> Arc<View> {
-        self.view.load_full()
-    }
-
-    /// Swaps a newer view in, and wakes who waits for it.
-    pub fn publish(&self, view: View) {
-        let index = view.applied.index;
-        self.view.store(Arc::new(view));
-        self.applied_index.send_replace(index);
-    }
-
-    /// The index of the last applied entry, and its changes.
-    pub fn applied_index(&self) -> watch::Receiver<u64> {
-        self.applied_index.subscribe()
-    }
-}
-
-/// What applying changed beside the data, for those who keep state beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// A lease was granted, with its TTL in seconds.
-    LeaseGranted(LeaseId, i64),
-    /// A lease is gone.
-    LeaseGone(LeaseId),
-    /// A lease's remaining seconds were recorded.
-    LeaseCheckpoint(LeaseId, i64),
-    /// A session was opened or renewed: its id, its TTL in seconds, and the log
-    /// index of the renewal.
-    SessionRenewed(u64, u64, u64),
-    /// A session is gone.
-    SessionGone(u64),
-    /// A space has a new compact mark, to be swept in the background.
-    Compacted(Space, Revision),
-    /// The state was replaced by a snapshot; read everything again from the view.
-    Replaced,
-}
-
-/// Hears what each applied chunk made. Called by the applying thread after the
-/// view was published and before replies go out; must not block.
-pub trait Observer: Send + Sync + 'static {
-    /// `events` in revision order; `effects` in log order.
-    fn on_chunk(&self, view: &Arc<View>, events: Vec<Arc<RevisionEvents>>, effects: Vec<Effect>);
-}
-
 /// The most bytes of keys and values that one range inside a transaction may
 /// return. Part of what a command means, so the same on every replica.
 const TXN_RANGE_BYTES_MAX: usize = 32 << 20;
@@ -163,19 +72,6 @@ pub struct Machine {
     chunk: Chunk,
     published: Arc<Published>,
     observer: Option<Arc<dyn Observer>>,
-}
-
-/// The single values of the state.
-#[derive(Clone)]
-struct State {
-    applied: LogPosition,
-    membership: Option<Bytes>,
-    revision: Revision,
-    compacted_user: Revision,
-    compacted_system: Revision,
-    alarms: Arc<[Alarm]>,
-    cluster_version: u32,
-    stamp_ms: u64,
 }
 
 /// Why a command was not applied.
@@ -216,7 +112,7 @@ impl Machine {
         let state = State::load(&db)?;
         let leases = lease::all(&db)?.into_iter().collect();
         let sessions = Sessions::load(&db)?;
-        let published = Arc::new(Published::new(view(&db, &state)));
+        let published = Arc::new(Published::new(state.view(&db)));
         Ok(Machine { db, state, leases, sessions, chunk: Chunk::default(), published, observer: None })
     }
 
@@ -548,7 +444,7 @@ impl Machine {
     fn publish(&mut self) {
         let events = std::mem::take(&mut self.chunk.events);
         let effects = std::mem::take(&mut self.chunk.effects);
-        self.published.publish(view(&self.db, &self.state));
+        self.published.publish(self.state.view(&self.db));
         if let Some(observer) = &self.observer {
             observer.on_chunk(&self.published.view(), events, effects);
         }
@@ -561,62 +457,6 @@ fn reads_disk(operation: &Operation) -> bool {
         Operation::LeaseRevoke { .. } | Operation::LeaseExpire { .. } => true,
         Operation::Txn(txn) => txn::reads_past(txn),
         _ => false,
-    }
-}
-
-impl State {
-    fn load(db: &StateDb) -> Result<State, StorageError> {
-        fn value<T: serde::de::DeserializeOwned>(
-            db: &StateDb,
-            name: &[u8],
-            default: T,
-        ) -> Result<T, StorageError> {
-            match db.get(Family::Meta, name)? {
-                Some(bytes) => codec::decode("meta", &bytes),
-                None => Ok(default),
-            }
-        }
-        Ok(State {
-            applied: value(db, meta::APPLIED, LogPosition::default())?,
-            membership: db.get(Family::Meta, meta::MEMBERSHIP)?.map(|bytes| Bytes::copy_from_slice(&bytes)),
-            revision: value(db, meta::REVISION, Revision::FIRST)?,
-            compacted_user: value(db, meta::COMPACTED_USER, Revision(0))?,
-            compacted_system: value(db, meta::COMPACTED_SYSTEM, Revision(0))?,
-            alarms: value::<Vec<Alarm>>(db, meta::ALARMS, Vec::new())?.into(),
-            cluster_version: value(db, meta::CLUSTER_VERSION, 0)?,
-            stamp_ms: value(db, meta::STAMP, 0)?,
-        })
-    }
-
-    /// Puts the single values, but for the membership, into a batch.
-    fn save(&self, db: &StateDb, batch: &mut Batch) {
-        let mut put = |name: &[u8], value: Vec<u8>| batch.put(db, Family::Meta, name, &value);
-        put(meta::APPLIED, codec::encode(&self.applied));
-        put(meta::REVISION, codec::encode(&self.revision));
-        put(meta::COMPACTED_USER, codec::encode(&self.compacted_user));
-        put(meta::COMPACTED_SYSTEM, codec::encode(&self.compacted_system));
-        put(meta::ALARMS, codec::encode(&self.alarms));
-        put(meta::CLUSTER_VERSION, codec::encode(&self.cluster_version));
-        put(meta::STAMP, codec::encode(&self.stamp_ms));
-    }
-
-    fn compacted(&self, space: Space) -> Revision {
-        match space {
-            Space::User => self.compacted_user,
-            Space::System => self.compacted_system,
-        }
-    }
-}
-
-fn view(db: &StateDb, state: &State) -> View {
-    View {
-        data: db.snapshot(),
-        revision: state.revision,
-        compacted_user: state.compacted_user,
-        compacted_system: state.compacted_system,
-        applied: state.applied,
-        alarms: state.alarms.clone(),
-        cluster_version: state.cluster_version,
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use super::View;
 use super::txn::matches;
-use crate::mvcc::{self, Keys, ReadError};
+use crate::mvcc::{self, Keys, ReadError, View};
 use crate::types::{ApplyError, Compare, Txn, TxnOp, TxnOpReply, TxnReply};
 
 /// Whether a transaction can change nothing, whichever branches it takes.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mvcc::{self, EventQuery, SweepProgress};
+use crate::mvcc::{self, EventQuery, SweepProgress, View};
 use crate::storage::StateOptions;
 use crate::types::{
     Compare, CompareOp, CompareTarget, EventKind, KeyValue, Put, RangeQuery, RequestId, Txn, TxnOp,

@@ -1,5 +1,6 @@
 //! What keys, versions and history mean: reads at any revision, the events of
-//! a span of history, forgetting, and the hash that all members agree on.
+//! a span of history, forgetting, the hash that all members agree on, and the
+//! published view that all reads take.
 //!
 //! Synchronous and deterministic. Nothing here decides when to compact or who
 //! is told of a change; writing belongs to `machine`, which calls in here for
@@ -13,11 +14,13 @@ mod events;
 mod hash;
 mod range;
 mod sweep;
+mod view;
 
 pub use events::{EventQuery, events, tombstone};
 pub use hash::{KvHash, digest, hash_kv};
-pub use range::{Found, Keys, range, range_at_head, range_bounds, range_piece};
+pub use range::{Found, Keys, Visit, range, range_at_head, range_bounds, range_piece};
 pub use sweep::{SweepProgress, sweep};
+pub use view::{Published, View};
 
 use crate::storage::{Read, StorageError, codec, layout};
 use crate::types::{ApplyError, KeyValue, Revision, Space};

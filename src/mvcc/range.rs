@@ -24,13 +24,11 @@ pub trait Keys {
     ///
     /// # Errors
     /// When the disk fails; or what `visit` returns.
-    fn visit(
-        &self,
-        space: Space,
-        range: &KeyRange,
-        visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
-    ) -> Result<(), ReadError>;
+    fn visit(&self, space: Space, range: &KeyRange, visit: &mut Visit<'_>) -> Result<(), ReadError>;
 }
+
+/// What is called with each key of a range and its record, until it breaks.
+pub type Visit<'a> = dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError> + 'a;
 
 /// A live key's record, decoded only when it is looked at.
 pub enum Found<'a> {
@@ -74,12 +72,7 @@ impl<R: Read> Keys for R {
         bytes.map(|bytes| codec::decode("current", &bytes)).transpose()
     }
 
-    fn visit(
-        &self,
-        space: Space,
-        range: &KeyRange,
-        visit: &mut dyn FnMut(&[u8], Found<'_>) -> Result<ControlFlow<()>, ReadError>,
-    ) -> Result<(), ReadError> {
+    fn visit(&self, space: Space, range: &KeyRange, visit: &mut Visit<'_>) -> Result<(), ReadError> {
         if let KeyRange::Single(key) = range {
             if let Some(bytes) = self.get(Family::Current, &layout::current(space, key))? {
                 let _only_key = visit(key, Found::Encoded(&bytes))?;

@@ -41,7 +41,7 @@ pub use recover::{ForceNewCluster, Recovered, RestoreSnapshot, force_new_cluster
 pub use start::{MakeTransport, NodeParts};
 pub use tasks::{Exit, ExitReason};
 
-use crate::machine::View;
+use crate::mvcc::View;
 use crate::storage::layout::{lease_keys, parse_lease_key};
 use crate::types::{
     ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Revision, Space,

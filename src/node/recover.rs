@@ -17,10 +17,11 @@ use super::core::internal;
 use super::ids::{initial_cluster_id, initial_node_id, joining_node_id, recovered_cluster_id};
 use super::options::InitialMember;
 use crate::env::EnvRef;
-use crate::machine::{Entry, LogPosition, Machine, Payload};
+use crate::machine::{Entry, Machine, Payload};
 use crate::raft::{
     EntryPayload, LogId, LogStore, LogStoreOptions, Membership, StoredMembership, Vote, record,
 };
+use crate::storage::layout::LogPosition;
 use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
 use crate::storage::{DataDir, DataDirOptions, Standing, StateDb, StateOptions, StorageError, archive};
 use crate::types::{ClusterId, Member, MemberKind, NodeId, Revision};
@@ -96,7 +97,7 @@ pub async fn force_new_cluster(request: ForceNewCluster, env: &EnvRef) -> Result
     if !request.data_dir.exists() {
         return Err(NodeError::NotAdmitted(format!("{} does not exist", request.data_dir.display())));
     }
-    let no_ballast = DataDirOptions { ballast_bytes: 0, ..DataDirOptions::default() };
+    let no_ballast = DataDirOptions { ballast_bytes: 0 };
     let old = DataDir::open(&request.data_dir, no_ballast.clone(), env).map_err(refused)?;
     let Some((old_cluster, old_node)) = old.identity().ids() else {
         return Err(NodeError::NotAdmitted(format!(

@@ -28,7 +28,8 @@ use super::read::Reads;
 use super::tasks::{Exit, ExitReason, Tasks};
 use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
 use crate::env::EnvRef;
-use crate::machine::{Effect, Machine, Observer, Published, View};
+use crate::machine::{Effect, Machine, Observer};
+use crate::mvcc::{Published, View};
 use crate::raft::{
     Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
     ReplayLimits, SnapshotTimeouts, StartParts, Transport,

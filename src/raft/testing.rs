@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::env::{EnvRef, SystemEnv};
-use crate::machine::{Machine, Published};
-use crate::mvcc;
+use crate::machine::Machine;
+use crate::mvcc::{self, Published};
 use crate::storage::log::{RocksLog, RocksLogOptions};
 use crate::storage::snapshot::{SnapshotStore, StoredSnapshot};
 use crate::storage::{DataDir, DataDirOptions, StateDb, StateOptions, StorageError, codec};
@@ -184,6 +184,7 @@ impl Apply for Slow {
         self.0.apply(entries)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a slow disk holds the applying thread, as this does")]
     fn replace(&mut self, db: StateDb) -> Result<(), StorageError> {
         std::thread::sleep(self.1);
         self.0.replace(db)

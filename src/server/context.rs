@@ -17,7 +17,7 @@ use tonic::{Extensions, Request, Status};
 use super::ServerOptions;
 use super::error::ServeError;
 use crate::env::EnvRef;
-use crate::machine::View;
+use crate::mvcc::View;
 use crate::node::{Node, NodeError, ProposeContext};
 use crate::telemetry;
 use crate::types::{AlarmKind, ApplyError, MemberKind, Operation, Reply, RequestId, Revision};

@@ -13,8 +13,7 @@ use serde_json::json;
 
 use super::context::{Role, Shared};
 use super::{API_VERSION, STORAGE_VERSION, error};
-use crate::machine::View;
-use crate::mvcc::{self, ReadError};
+use crate::mvcc::{self, ReadError, View};
 use crate::node::NodeError;
 use crate::telemetry::MetricsHandle;
 use crate::types::{AlarmKind, KeyRange, RangeQuery, Space};

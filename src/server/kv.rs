@@ -12,8 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::context::{Caller, Guarded, Rpc, Shared};
 use super::error::ServeError;
-use crate::machine::{View, is_read_only, read_txn};
-use crate::mvcc::{self, ReadError};
+use crate::machine::{is_read_only, read_txn};
+use crate::mvcc::{self, ReadError, View};
 use crate::telemetry;
 use crate::types::{
     KeyRange, KeyValue, Operation, Outcome, RangeQuery, RangeReply, Reply, Revision, SortOrder, Space, Txn,

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::context::{Caller, Rpc, Shared};
 use super::error::ServeError;
 use super::kv::read_view;
-use crate::machine::View;
+use crate::mvcc::View;
 use crate::node::control::JoinRequest;
 use crate::node::{MemberView, NodeError};
 use crate::storage::layout::{self, Family, SessionRecord};

@@ -13,8 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::context::{Caller, Shared};
 use super::error::ServeError;
 use super::kv::read_view;
-use crate::machine::View;
-use crate::mvcc;
+use crate::mvcc::{self, View};
 use crate::node::{NodeError, ProposeContext};
 use crate::types::{
     Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyRange, KeyValue, LeaseId, Operation,

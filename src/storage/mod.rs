@@ -16,7 +16,7 @@ pub mod snapshot;
 
 pub use dir::{DataDir, DataDirOptions, DiskSpace};
 pub use identity::{Identity, Standing};
-pub use state::{Batch, CacheCounts, Cursor, Read, Snapshot, StateDb, StateOptions, WeakStateDb};
+pub use state::{Batch, CacheCounts, Cursor, Item, Read, Snapshot, StateDb, StateOptions, WeakStateDb};
 
 /// Why the disk could not do what it was asked.
 ///

@@ -118,7 +118,7 @@ impl Cursor<'_> {
     /// # Errors
     /// [`StorageError::Engine`] when the cursor stopped for damage or a failing
     /// disk, and not for having reached its end.
-    pub fn item(&self) -> Result<Option<(&[u8], &[u8])>, StorageError> {
+    pub fn item(&self) -> Result<Option<Item<'_>>, StorageError> {
         match self.inner.item() {
             Some(item) => Ok(Some(item)),
             None => {
@@ -128,6 +128,9 @@ impl Cursor<'_> {
         }
     }
 }
+
+/// A key and its value, where a cursor stands.
+pub type Item<'a> = (&'a [u8], &'a [u8]);
 
 /// Changes that become visible together.
 #[derive(Default)]

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::ring::WatchEvent;
-use crate::machine::Published;
-use crate::mvcc::{self, EventQuery, Marks, ReadError};
+use crate::mvcc::{self, EventQuery, Marks, Published, ReadError};
 use crate::storage::StorageError;
 use crate::types::{ApplyError, KeyRange, Revision, RevisionEvents, Space};
 

@@ -24,7 +24,7 @@ use super::history::{Chunks, History};
 use super::index::Index;
 use super::ring::{Entry, Ring};
 use super::stream::WatchStream;
-use crate::machine::{Published, View};
+use crate::mvcc::{Published, View};
 use crate::storage::StorageError;
 use crate::telemetry;
 use crate::types::{KeyRange, Revision, RevisionEvents, Space};

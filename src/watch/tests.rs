@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::history::{History, Past, PastQuery, Position};
 use super::*;
-use crate::machine::{Published, View};
+use crate::mvcc::{Published, View};
 use crate::storage::StorageError;
 use crate::types::{Event, EventKind, KeyValue, LeaseId, RevisionEvents};
 

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use goldenscript::{Argument, Command as Line, Context, Runner};
 
 use super::*;
+use crate::storage::Read;
 use crate::types::{SortOrder, SortTarget, TxnOpReply, TxnReply};
 
 #[test]
