@@ -6,6 +6,10 @@
 //! It measures and prints; it fails only when something does not work.
 //!
 //! `cargo bench --bench compare -- [--seconds 15] [--rounds 1] [--etcd PATH] [--only etcd|mainstay]`
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the time that real processes take is measured on the real clock"
+)]
 
 #[path = "../../tests/e2e/cluster.rs"]
 #[allow(dead_code)]

@@ -6,6 +6,10 @@
 //! code 1 if any of that does not hold.
 //!
 //! `cargo bench --bench soak -- [--minutes 10] [--value-bytes 1024] [--etcd PATH]`
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the time that real processes take is measured on the real clock"
+)]
 
 #[path = "../../tests/e2e/cluster.rs"]
 #[allow(dead_code)]
@@ -20,6 +24,7 @@ mod target;
 #[allow(dead_code)]
 mod usage;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -251,7 +256,7 @@ async fn fail_over(cluster: &mut Cluster, target: &Target, failures: &mut Vec<St
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let options = options();
     let target = options.etcd.as_deref().map_or_else(Target::mainstay, Target::etcd);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
@@ -260,5 +265,5 @@ fn main() {
     for failure in &failures {
         println!("FAILED: {failure}");
     }
-    std::process::exit(i32::from(!failures.is_empty()));
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -67,7 +67,7 @@ impl Carrier for PeerCarrier {
     fn forward(&self, to: NodeId) -> BoxFuture<'_, Result<ForwardLink, ControlError>> {
         Box::pin(async move {
             let (items, queue) = mpsc::channel(FORWARD_LINK_BATCHES);
-            let bodies = ReceiverStream::new(queue).map(|items| encode_batch(items)).boxed();
+            let bodies = ReceiverStream::new(queue).map(encode_batch).boxed();
             let answers =
                 self.peers.call_stream(to, FORWARD_PATH, bodies).await.map_err(|error| lost(to, error))?;
             let results = until_broken(to, answers);

@@ -289,8 +289,7 @@ async fn report(
     leader: NodeId,
 ) {
     let mut ready = Vec::new();
-    let mut remaining = admitted.into_iter();
-    while let Some((sequence, room)) = remaining.next() {
+    for (sequence, room) in admitted {
         let outcome = match written.next().now_or_never() {
             Some(outcome) => outcome,
             None => {

@@ -64,7 +64,10 @@ mod tests {
             initial_cluster_id("t", &[a.clone(), b.clone()]),
             initial_cluster_id("t", &[b.clone(), a.clone()])
         );
-        assert_ne!(initial_cluster_id("t", &[a.clone(), b]), initial_cluster_id("t", &[a.clone()]));
+        assert_ne!(
+            initial_cluster_id("t", &[a.clone(), b]),
+            initial_cluster_id("t", std::slice::from_ref(&a))
+        );
         assert_ne!(initial_node_id("t", &a), initial_node_id("u", &a));
         assert_ne!(joining_node_id(1, 2), joining_node_id(1, 3));
     }

@@ -163,7 +163,7 @@ impl Membership {
                 Decision::Change(id, changes) => (id, changes),
             };
             tracing::info!(?change, "changing the membership");
-            match self.write(changes, stored.log_id().clone(), deadline).await? {
+            match self.write(changes, *stored.log_id(), deadline).await? {
                 Written::Done => {
                     return Ok(changed(&Roster::of(&self.stored()), id));
                 }
@@ -242,8 +242,7 @@ impl Membership {
 
     fn stored(&self) -> Arc<StoredMembership> {
         let metrics = self.core.raft.server_metrics();
-        let stored = metrics.borrow_watched().membership_config.clone();
-        stored
+        metrics.borrow_watched().membership_config.clone()
     }
 
     async fn confirm(&self, deadline: Instant) -> Result<(), ChangeError> {
@@ -270,7 +269,7 @@ impl Membership {
     async fn flatten(&self, deadline: Instant) -> Result<(), ChangeError> {
         tracing::info!("ending a change of the membership that was left half made");
         let nothing_more = ChangeMembers::AddVoterIds(BTreeSet::new());
-        let at = self.stored().log_id().clone();
+        let at = *self.stored().log_id();
         self.write(nothing_more, at, deadline).await.map(|_| ())
     }
 

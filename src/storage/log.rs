@@ -110,8 +110,9 @@ pub trait LogEngine: Send + Sync + 'static {
     /// [`StorageError::Engine`] when the disk fails.
     fn recover(&self, verify_from: u64, verify: VerifyRecord<'_>) -> Result<Recovered, StorageError>;
 
-    /// Queues one operation and returns at once. Whoever appends bounds the
-    /// bytes that wait here (`raft::LogStore` does): the queue itself refuses nothing.
+    /// Queues one operation, and returns without waiting for the disk unless
+    /// thousands wait already. Whoever appends bounds the bytes that wait here
+    /// (`raft::LogStore` does): the queue itself refuses nothing.
     fn submit(&self, op: LogOp);
 
     /// Records of `range`, from its start, without a hole, as far as they were

@@ -255,11 +255,11 @@ impl WatchStream {
     /// One step for one watcher. False when there is nothing to do but wait.
     fn work(&mut self) -> bool {
         self.behind_first = !self.behind_first;
-        if self.behind_first {
-            self.work_behind() || self.work_live()
-        } else {
-            self.work_live() || self.work_behind()
+        let mut kinds: [fn(&mut Self) -> bool; 2] = [Self::work_behind, Self::work_live];
+        if !self.behind_first {
+            kinds.reverse();
         }
+        kinds.iter().any(|work| work(self))
     }
 
     /// Sends a live watcher what waits for it, as much as one message takes.

@@ -12,6 +12,10 @@
 //! `MAINSTAY_TEST_SEED` (replays a random test), `MAINSTAY_TEST_DIR` (where
 //! data directories live), `CI=true` (a missing tool fails instead of skipping).
 #![allow(clippy::unwrap_used)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the time that real processes take is measured on the real clock"
+)]
 
 mod checks;
 mod cluster;

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ pub struct Process {
     child: Child,
 }
 
-type Job = (Command, Sender<io::Result<Child>>);
+type Job = (Command, SyncSender<io::Result<Child>>);
 
 /// The parent-death signal follows the *thread* that started the child, so
 /// all children are started by one thread that never ends.
 fn spawn(command: Command) -> io::Result<Child> {
-    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    static SPAWNER: OnceLock<Mutex<SyncSender<Job>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
-        let (jobs, queue) = channel::<Job>();
+        let (jobs, queue) = sync_channel::<Job>(1);
         std::thread::Builder::new()
             .name("spawner".into())
             .spawn(move || {
@@ -37,7 +37,7 @@ fn spawn(command: Command) -> io::Result<Child> {
             .expect("a thread can be started");
         Mutex::new(jobs)
     });
-    let (reply, answer) = channel();
+    let (reply, answer) = sync_channel(1);
     spawner.lock().unwrap().send((command, reply)).expect("the spawner never ends");
     answer.recv().expect("the spawner answers every job")
 }

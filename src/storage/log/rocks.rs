@@ -20,7 +20,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -44,6 +44,10 @@ const KEY_VOTE: &[u8] = b"vote";
 const KEY_COMMITTED: &[u8] = b"committed";
 const KEY_PURGED: &[u8] = b"purged";
 
+/// Operations that may wait for the writer: two full batches. Who submits one
+/// more waits until the writer has taken the next batch; none is ever dropped.
+/// Bytes are what runs out first, and `raft::LogStore` bounds those.
+const QUEUE_OPERATIONS_MAX: usize = 8192;
 /// One batch takes no more than this many operations: who waits behind them
 /// waits for one write, not for a flood.
 const BATCH_OPERATIONS_MAX: usize = 4096;
@@ -74,7 +78,7 @@ impl Default for RocksLogOptions {
 pub struct RocksLog {
     db: Arc<DB>,
     held: Arc<Mutex<HeldBytes>>,
-    queue: Option<Sender<LogOp>>,
+    queue: Option<SyncSender<LogOp>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -98,7 +102,7 @@ impl RocksLog {
         if let Some(last) = last {
             held.lock().adopt(first_after(purged)..last + 1, estimate_bytes(&db));
         }
-        let (queue, operations) = mpsc::channel();
+        let (queue, operations) = mpsc::sync_channel(QUEUE_OPERATIONS_MAX);
         let writer = Writer {
             db: db.clone(),
             env,

@@ -35,7 +35,7 @@ fn recover(path: &Path, verify_from: u64) -> Result<Recovered, StorageError> {
 }
 
 fn append(log: &dyn LogEngine, indexes: Range<u64>) {
-    let (tell, told) = mpsc::channel();
+    let (tell, told) = mpsc::sync_channel(2);
     let records = indexes.map(|index| (index, record(index))).collect();
     let done = Box::new(move |result| tell.send(result).unwrap());
     log.submit(LogOp::Append { records, done });
@@ -203,11 +203,11 @@ fn a_swept_log_begins_above_its_mark() {
 #[test]
 fn an_append_that_would_leave_a_hole_fails_and_so_does_all_after_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (tell, told) = mpsc::channel();
+    let (tell, told) = mpsc::sync_channel(2);
     let fatal: FatalHook = Arc::new(move |error| tell.send(error.to_string()).unwrap());
     let log = RocksLog::open(dir.path(), &RocksLogOptions::default(), SystemEnv::shared(), fatal).unwrap();
     append(&log, 0..3);
-    let (answer, answers) = mpsc::channel();
+    let (answer, answers) = mpsc::sync_channel(2);
     for index in [7, 3] {
         let answer = answer.clone();
         let done = Box::new(move |result: LogResult| answer.send(result.is_ok()).unwrap());
