@@ -379,7 +379,7 @@ fn timed<T>(mut request: Request<T>, timeout: Duration) -> Request<T> {
     request
 }
 
-/// Whom a call is for, as [`addressed`] wrote it.
+/// Whom a call is for, as `addressed` wrote it.
 ///
 /// # Errors
 /// A status that says which metadata is missing or malformed.

@@ -1,6 +1,6 @@
 //! The peers' side of Raft as a gRPC service: reads whom a call is for, turns
 //! messages into openraft's and back, and leaves the rest to
-//! [`Receiver`](crate::raft::Receiver).
+//! [`Receiver`].
 
 use std::sync::Arc;
 use std::time::Duration;
