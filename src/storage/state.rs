@@ -9,11 +9,11 @@
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
+use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
     DBRawIterator, Options, ReadOptions, WriteBatch, WriteOptions,
 };
-use rocksdb::statistics::{StatsLevel, Ticker};
 use self_cell::self_cell;
 
 use super::StorageError;

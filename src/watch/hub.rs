@@ -18,12 +18,12 @@ use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::HubOptions;
 use super::cursor::{StreamShared, Watcher};
 use super::history::{Chunks, History};
 use super::index::Index;
 use super::ring::{Entry, Ring};
 use super::stream::WatchStream;
-use super::HubOptions;
 use crate::machine::{Published, View};
 use crate::storage::StorageError;
 use crate::telemetry;
