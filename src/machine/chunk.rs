@@ -16,6 +16,11 @@ use crate::storage::layout::{self, Change, Family, Record, VersionRef};
 use crate::storage::{Batch, Read, StateDb, StorageError, codec};
 use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space};
 
+/// Bytes of recently written records that are kept at most, beyond one chunk.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+/// What a kept record takes beside its key and value.
+const RECENT_ENTRY_BYTES: usize = 128;
+
 /// The unwritten part of the state.
 #[derive(Default)]
 pub(super) struct Chunk {
@@ -23,7 +28,11 @@ pub(super) struct Chunk {
     pub events: Vec<Arc<RevisionEvents>>,
     pub effects: Vec<Effect>,
     /// Live keys as the chunk leaves them, by their key in `current`; `None` is removed.
+    /// What was written stays for a while, because whoever writes a key soon
+    /// writes it again, and would look it up on disk first.
     current: BTreeMap<Vec<u8>, Option<Record>>,
+    /// About how many bytes `current` has taken in since it was last emptied.
+    current_bytes: usize,
     /// How `current` was before the open transaction, to undo it.
     undo: Vec<Undo>,
 }
@@ -31,8 +40,11 @@ pub(super) struct Chunk {
 impl Chunk {
     /// Takes out what is to be written; events and effects stay until they are published.
     pub fn take_writes(&mut self) -> Batch {
-        debug_assert!(self.undo.is_empty(), "a transaction is open");
-        self.current.clear();
+        assert!(self.undo.is_empty(), "a transaction is open");
+        if self.current_bytes > RECENT_BYTES_MAX {
+            self.current.clear();
+            self.current_bytes = 0;
+        }
         std::mem::take(&mut self.batch)
     }
 }
@@ -72,6 +84,8 @@ impl Transaction {
         prev: Option<Record>,
     ) {
         let place = layout::current(space, &key);
+        let value_bytes = record.as_ref().map_or(0, |record| record.value.len());
+        chunk.current_bytes += RECENT_ENTRY_BYTES + place.len() + value_bytes;
         let before = chunk.current.insert(place.clone(), record.clone());
         chunk.undo.push((place, before));
         self.changes.push(Made { space, key, record, prev });

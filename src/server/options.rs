@@ -47,7 +47,7 @@ impl Default for ServerOptions {
             keepalive_interval: Some(Duration::from_secs(2 * 3600)),
             keepalive_timeout: Duration::from_secs(20),
             slow_request: Duration::from_millis(300),
-            stop_timeout: Duration::from_secs(4),
+            stop_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(7),
             leaderless_grace: Duration::from_secs(3),
         }
