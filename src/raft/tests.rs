@@ -7,10 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use openraft::RaftLogReader as _;
+use openraft::errors::RPCError;
+use openraft::network::{NetStreamAppend as _, RPCOption, RaftNetworkFactory as _};
 
+use super::replication::NetworkFactory;
 use super::testing::{CLUSTER, Cluster, PATIENCE, Table, eventually, options, send};
 use super::*;
 use crate::machine::Machine;
+use crate::resilience::BreakerState;
 use crate::storage::{StateDb, StateOptions, archive};
 use crate::types::Member;
 
@@ -179,6 +183,36 @@ async fn a_snapshot_file_holds_the_state_and_damage_is_refused() {
         assert!(archive::unpack(&damaged, &cluster.root.path().join("never")).is_err());
         assert!(!cluster.root.path().join("never").exists());
     }
+    cluster.stop_all().await;
+}
+
+/// openraft waits its backoff out where it makes a request. An attempt that
+/// failed without asking for one would be made again at once, for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_attempt_to_replicate_fails_before_its_first_request() {
+    let table = Table::default();
+    let cluster = Cluster::start(Arc::new(table.clone()), options(), Duration::ZERO).await;
+    table.cut(3, true);
+    let peers = cluster.nodes[&1].handle.peers().clone();
+    let mut network = NetworkFactory { peers: peers.clone() }.new_client(3, &Member::default()).await;
+    let pause = Duration::from_millis(50);
+    for _ in 0..8 {
+        let request = AppendRequest {
+            vote: Vote::new(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let requests = futures_util::stream::once(async move {
+            tokio::time::sleep(pause).await;
+            request
+        });
+        let began = tokio::time::Instant::now();
+        let answers = network.stream_append(requests.boxed(), RPCOption::new(PATIENCE)).await;
+        assert!(matches!(answers, Err(RPCError::Unreachable(_))));
+        assert!(began.elapsed() >= pause);
+    }
+    assert_ne!(peers.breaker(3), BreakerState::Closed, "it was the breaker that refused");
     cluster.stop_all().await;
 }
 
