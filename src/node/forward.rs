@@ -4,7 +4,7 @@
 //! doubt; what was not yet handed over is certainly in no log. A link to a
 //! former leader lives on until its answers are in, or for one request timeout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -23,6 +23,10 @@ use crate::types::{Command, NodeId, Reply};
 
 /// Batches that wait for one link; the forwarding task waits beyond it.
 const LINK_QUEUE_BATCHES: usize = 16;
+/// Messages on a link that are not answered yet. What is proposed meanwhile goes
+/// with the next one: under load a message carries many proposals, and a lone
+/// proposal never waits.
+const MESSAGES_IN_FLIGHT_MAX: usize = 4;
 /// Links that followers may open before the newest has to wait.
 pub(super) const ACCEPT_QUEUE: usize = 16;
 
@@ -128,6 +132,8 @@ async fn exchange(
 ) {
     let mut sequence = 0;
     let mut outgoing: Option<Vec<Pending>> = None;
+    // The last sequence of each message that is not answered yet.
+    let mut messages: VecDeque<u64> = VecDeque::new();
     // Set when the leader was replaced: how long its answers are waited for.
     let mut drain_until: Option<Instant> = None;
     loop {
@@ -135,6 +141,11 @@ async fn exchange(
             return;
         }
         let far = Instant::now() + core.options.request_timeout();
+        while messages.front().is_some_and(|last| !waiting.contains_key(last)) {
+            messages.pop_front();
+        }
+        let takes_more =
+            outgoing.is_none() && drain_until.is_none() && messages.len() < MESSAGES_IN_FLIGHT_MAX;
         tokio::select! {
             results = link.results.next() => match results {
                 Some(results) => settle(waiting, results),
@@ -145,11 +156,19 @@ async fn exchange(
                 Ok(permit) => {
                     let batch = outgoing.take().unwrap_or_default();
                     permit.send(number(batch, &mut sequence, waiting));
+                    messages.push_back(sequence);
                 }
                 Err(_) => break,
             },
-            batch = batches.recv(), if outgoing.is_none() && drain_until.is_none() => match batch {
-                Some(batch) => outgoing = Some(batch),
+            batch = batches.recv(), if takes_more => match batch {
+                Some(mut batch) => {
+                    while batch.len() < BATCH_COUNT_MAX
+                        && let Ok(more) = batches.try_recv()
+                    {
+                        batch.extend(more);
+                    }
+                    outgoing = Some(batch);
+                }
                 None => drain_until = Some(far),
             },
             () = tokio::time::sleep_until(drain_until.unwrap_or(far)), if drain_until.is_some() => break,

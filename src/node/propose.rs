@@ -24,6 +24,9 @@ use crate::types::{Command, LeaseId, Operation, Reply};
 
 /// Commands that one message to Raft may carry.
 pub(super) const BATCH_COUNT_MAX: usize = 1024;
+/// Batches of this node's own that Raft has not answered yet. What is proposed
+/// meanwhile goes with the next one.
+const BATCHES_IN_FLIGHT_MAX: usize = 4;
 /// The unit in which bytes in flight are counted.
 const ADMISSION_UNIT_BYTES: usize = 256;
 
@@ -300,7 +303,7 @@ async fn run_local(core: Arc<Core>, mut queue: mpsc::Receiver<Pending>, stop: Ca
         tokio::select! {
             () = stop.cancelled() => return,
             Some(()) = answering.next(), if !answering.is_empty() => {}
-            count = queue.recv_many(&mut batch, BATCH_COUNT_MAX) => {
+            count = queue.recv_many(&mut batch, BATCH_COUNT_MAX), if answering.len() < BATCHES_IN_FLIGHT_MAX => {
                 if count == 0 {
                     return;
                 }

@@ -31,6 +31,12 @@ pub(super) struct Confirmed {
     pub term: u64,
 }
 
+/// A round that answered at least this many is followed by a short wait, so that
+/// the next one answers many too.
+const BUSY_READERS: usize = 8;
+/// The time from the beginning of a busy round to that of the next.
+const BUSY_INTERVAL: Duration = Duration::from_millis(3);
+
 type Round = watch::Sender<Option<Confirmed>>;
 
 /// Shares rounds of confirmation among all who wait.
@@ -104,6 +110,7 @@ impl Reads {
         // begins after they did.
         let mut waiting: Vec<Round> = Vec::new();
         let mut pause = Pause::default();
+        let mut not_before = Instant::now();
         loop {
             if waiting.is_empty() {
                 tokio::select! {
@@ -111,11 +118,18 @@ impl Reads {
                     () = self.wanted.notified() => {}
                 }
             }
+            if Instant::now() < not_before {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep_until(not_before) => {}
+                }
+            }
             waiting.extend(self.next.lock().take());
             waiting.retain(|round| round.receiver_count() > 0);
             if waiting.is_empty() {
                 continue;
             }
+            let began = Instant::now();
             metrics::counter!(telemetry::READ_ROUNDS).increment(1);
             let confirmed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -124,6 +138,10 @@ impl Reads {
             match confirmed {
                 Some(confirmed) => {
                     pause = Pause::default();
+                    let readers: usize = waiting.iter().map(|round| round.receiver_count()).sum();
+                    if readers >= BUSY_READERS {
+                        not_before = began + BUSY_INTERVAL;
+                    }
                     for round in waiting.drain(..) {
                         round.send_replace(Some(confirmed));
                     }

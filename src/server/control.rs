@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::node::Node;
@@ -18,6 +18,7 @@ use crate::node::control::{
 };
 use crate::raft::{PEER_MESSAGE_BYTES_MAX, PeerError, envelope_of, status_of};
 use crate::types::{Member, MemberKind};
+use crate::wire::channel::{self, ChannelOptions};
 use crate::wire::etcdserverpb::MemberListRequest;
 use crate::wire::etcdserverpb::cluster_client::ClusterClient;
 use crate::wire::peer_v1::control_client::ControlClient;
@@ -149,15 +150,9 @@ pub struct GrpcDialer;
 
 impl GrpcDialer {
     async fn connect(url: &str) -> Result<Channel, ControlError> {
-        let unreachable = |reason: String| ControlError::Unreachable { to: url.to_owned(), reason };
-        let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let endpoint = Endpoint::from_shared(with_scheme).map_err(|error| unreachable(error.to_string()))?;
-        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT);
-        match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
-            Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable(reason_of(&error))),
-            Err(_) => Err(unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))),
-        }
+        let options = ChannelOptions { connect_timeout: CONNECT_TIMEOUT, ..ChannelOptions::default() };
+        let connected = channel::connect_now(url, &options).await;
+        connected.map_err(|error| ControlError::Unreachable { to: url.to_owned(), reason: reason_of(&error) })
     }
 
     async fn probe(url: &str, request: ProbeRequest) -> Result<ProbeReply, ControlError> {

@@ -23,9 +23,8 @@ use crate::server::ServerOptions;
 use crate::telemetry::LogOptions;
 use crate::watch::HubOptions;
 
-/// Variables with the prefix that belong to the client commands.
-const CLIENT_VARIABLES: &[&str] =
-    &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE", "MAINSTAY_TIMEOUT", "MAINSTAY_OUTPUT"];
+/// Variables with the prefix that are no settings: the commands read them themselves.
+const CLIENT_VARIABLES: &[&str] = &["MAINSTAY_ENDPOINTS", "MAINSTAY_CONFIG_FILE"];
 
 /// Everything `mainstay serve` needs to know.
 #[derive(Clone, Debug)]

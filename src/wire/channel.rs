@@ -1,6 +1,9 @@
-//! The one function that opens a channel, for clients and for peers alike, so
-//! that what every connection needs (and TLS, once it is served) stands in one
-//! place.
+//! Opens every channel to an address, for clients and for nodes that know no more
+//! of each other yet, so that what every connection needs (and TLS, once it is
+//! served) stands in one place.
+//!
+//! Channels to members, whose addresses change while they last, are opened in
+//! one place too: `raft/network.rs`.
 
 use std::time::Duration;
 
@@ -58,6 +61,20 @@ pub enum BadAddress {
     },
 }
 
+/// Why no connection came about.
+#[derive(Debug, Error)]
+pub enum NotConnected {
+    /// It cannot be tried.
+    #[error(transparent)]
+    Address(#[from] BadAddress),
+    /// The other side refused, or was not found.
+    #[error(transparent)]
+    Failed(#[from] tonic::transport::Error),
+    /// The time ran out.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+}
+
 /// Opens a channel to `address`: `http://host:port`, or `host:port` for short.
 ///
 /// Returns at once and connects with the first call; a lost connection is made
@@ -68,6 +85,19 @@ pub enum BadAddress {
 /// an error of the call.
 pub fn connect(address: &str, options: &ChannelOptions) -> Result<Channel, BadAddress> {
     Ok(endpoint(address, options)?.connect_lazy())
+}
+
+/// Opens a channel as [`connect`] does, and waits until it is connected.
+///
+/// # Errors
+/// [`NotConnected`]: no call was made, so nothing was sent.
+pub async fn connect_now(address: &str, options: &ChannelOptions) -> Result<Channel, NotConnected> {
+    let endpoint = endpoint(address, options)?;
+    // The endpoint's own limit ends with TCP's part; this one covers HTTP/2's greeting too.
+    match tokio::time::timeout(options.connect_timeout, endpoint.connect()).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(NotConnected::Timeout(options.connect_timeout)),
+    }
 }
 
 fn endpoint(address: &str, options: &ChannelOptions) -> Result<Endpoint, BadAddress> {
