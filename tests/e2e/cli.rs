@@ -298,7 +298,7 @@ fn what_is_imported_is_exported_again() {
             std::fs::write(path, content).unwrap();
         }
         let imported = tool.json(&["import", tree.to_str().unwrap(), "--prefix", "t/"]);
-        assert_eq!(imported["imported"], 4, "{imported}");
+        assert_eq!(imported["keys"], 4, "{imported}");
         assert_eq!(value(&mut c.client(2).await, "t/dir/deep/c d").await.unwrap(), "gr\u{f6}\u{df}e");
         let back = c.root.join("back");
         tool.ok(&["export", back.to_str().unwrap(), "--prefix", "t/", "--tree"]);
@@ -355,6 +355,9 @@ async fn dev(root: &Path, args: &[&str]) -> i64 {
     let since = Instant::now();
     let mut command = tokio::process::Command::new(mainstay_binary());
     command.args(["dev", "-o", "json"]).args(args).current_dir(root);
+    for knob in crate::process::test_knobs() {
+        command.env_remove(knob);
+    }
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line =

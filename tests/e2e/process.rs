@@ -3,6 +3,7 @@
 //!
 //! Signals go by process id to children started here, and to nothing else.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
@@ -42,6 +43,13 @@ fn spawn(command: Command) -> io::Result<Child> {
     answer.recv().expect("the spawner answers every job")
 }
 
+/// The variables that steer these tests. A node would refuse them as unknown settings.
+pub fn test_knobs() -> impl Iterator<Item = OsString> {
+    std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_string_lossy().starts_with("MAINSTAY_TEST_"))
+}
+
 impl Process {
     /// Starts `program` with `args`, both outputs appended to `log`.
     pub fn start(
@@ -55,6 +63,9 @@ impl Process {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(args);
         command.stdin(Stdio::null()).stdout(out).stderr(err);
+        for knob in test_knobs() {
+            command.env_remove(knob);
+        }
         command.envs(env.iter().map(|(key, value)| (key, value)));
         Ok(Process { child: spawn(command)? })
     }
