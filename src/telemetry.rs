@@ -322,7 +322,9 @@ mod recorder {
             }
         }
         // Libraries are quieter than the product: their info lines are about sockets.
-        let quiet = "h2=warn,hyper=warn,tower=warn,tonic=warn";
+        // openraft warns of every attempt to reach a peer; the peers tell of it
+        // once. Who wants more asks for it: info,openraft=info.
+        let quiet = "h2=warn,hyper=warn,tower=warn,tonic=warn,openraft=error";
         EnvFilter::try_new(format!("{quiet},{directives}")).map_err(|error| failed(error.to_string()))
     }
 

@@ -295,7 +295,9 @@ fn announce(
     say("  mainstay put greeting hello && mainstay get greeting");
     say("  mainstay watch --prefix \"\"");
     say("  mainstay endpoint status");
-    say(format!("or with etcd's client:\n  ETCDCTL_API=3 etcdctl --endpoints {list} get greeting"));
+    // Without the scheme: etcdctl 3.4 puts a URL whole where HTTP/2 wants host and port.
+    let plain = list.replace("http://", "");
+    say(format!("or with etcd's client:\n  ETCDCTL_API=3 etcdctl --endpoints {plain} get greeting"));
     say("\nCtrl-C stops it");
     Ok(())
 }

@@ -27,22 +27,16 @@ pub struct RecoverCommand {
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
 
-    /// The node's name in the new cluster.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    name: String,
+    /// The node's name in the new cluster [default: as in the old one]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
 
-    /// Where the members of the new cluster will reach the node.
-    #[arg(
-        long,
-        visible_alias = "peer-urls",
-        value_delimiter = ',',
-        value_name = "URL,...",
-        default_value = "http://localhost:2380"
-    )]
+    /// Where the members of the new cluster will reach the node [default: as in the old one]
+    #[arg(long, visible_alias = "peer-urls", value_delimiter = ',', value_name = "URL,...")]
     initial_advertise_peer_urls: Vec<String>,
 
-    /// Where clients will reach the node.
-    #[arg(long, value_delimiter = ',', value_name = "URL,...", default_value = "http://localhost:2379")]
+    /// Where clients will reach the node [default: as in the old one]
+    #[arg(long, value_delimiter = ',', value_name = "URL,...")]
     advertise_client_urls: Vec<String>,
 
     /// Do not ask; for scripts whose author has read the question.

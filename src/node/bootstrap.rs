@@ -138,6 +138,13 @@ async fn be_let_in(
     }
 }
 
+/// What only an initial member itself knows: its disk, and where clients reach it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Start {
+    disk: DiskId,
+    client_urls: Vec<String>,
+}
+
 /// What one initial member should do next.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
@@ -145,7 +152,7 @@ enum Step {
     Wait(String),
     /// All are there and empty, and this node has the least id: make the
     /// cluster, with each member's disk.
-    Initialise(BTreeMap<NodeId, DiskId>),
+    Initialise(BTreeMap<NodeId, Start>),
     /// The cluster is there and knows this node; its leader will send the log.
     Join,
     /// The answers contradict what this node was told.
@@ -177,7 +184,7 @@ pub(super) async fn form(
                 return;
             }
             Step::Refuse(why) => return core.exit.announce(ExitReason::Refused(why)),
-            Step::Initialise(disks) => match initialise(&core, &members, &token, &disks).await {
+            Step::Initialise(starts) => match initialise(&core, &members, &token, starts).await {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(%error, "could not make the cluster yet"),
             },
@@ -229,7 +236,8 @@ fn next_step(
     token: &str,
     replies: &BTreeMap<NodeId, Result<ProbeReply, String>>,
 ) -> Step {
-    let own = Identity { cluster: core.cluster_id, node: core.id, disk: core.disk, name: &core.options.name };
+    let start = Start { disk: core.disk, client_urls: core.options.client_urls.clone() };
+    let own = Identity { cluster: core.cluster_id, node: core.id, start, name: &core.options.name };
     let ids: BTreeSet<NodeId> = members.iter().map(|member| initial_node_id(token, member)).collect();
     decide(&own, &ids, replies)
 }
@@ -237,7 +245,7 @@ fn next_step(
 struct Identity<'a> {
     cluster: ClusterId,
     node: NodeId,
-    disk: DiskId,
+    start: Start,
     name: &'a str,
 }
 
@@ -273,44 +281,47 @@ fn decide(
                 own.node, own.name
             ));
         }
-        if reply.asker_disk != 0 && reply.asker_disk != own.disk {
+        if reply.asker_disk != 0 && reply.asker_disk != own.start.disk {
             let record = Member { id: own.node, name: own.name.to_owned(), ..Member::default() };
             return Step::Refuse(wiped(&record).to_string());
         }
         return Step::Join;
     }
-    let mut disks = BTreeMap::from([(own.node, own.disk)]);
+    let mut starts = BTreeMap::from([(own.node, own.start.clone())]);
     for (id, reply) in replies {
         match reply {
             Err(reason) => return Step::Wait(reason.clone()),
             Ok(reply) if reply.initialised => return Step::Wait(format!("{} makes the cluster", reply.name)),
-            Ok(reply) => disks.insert(*id, reply.disk_id),
+            Ok(reply) => {
+                let start = Start { disk: reply.disk_id, client_urls: reply.client_urls.clone() };
+                starts.insert(*id, start)
+            }
         };
     }
     if members.first() != Some(&own.node) {
         return Step::Wait("the member with the least id makes the cluster".to_owned());
     }
-    Step::Initialise(disks)
+    Step::Initialise(starts)
 }
 
 async fn initialise(
     core: &Core,
     members: &[InitialMember],
     token: &str,
-    disks: &BTreeMap<NodeId, DiskId>,
+    mut starts: BTreeMap<NodeId, Start>,
 ) -> Result<(), NodeError> {
     let records: BTreeMap<NodeId, Member> = members
         .iter()
         .map(|member| {
             let id = initial_node_id(token, member);
-            let client_urls = if id == core.id { core.options.client_urls.clone() } else { Vec::new() };
+            let Start { disk, client_urls } = starts.remove(&id).unwrap_or_default();
             let record = Member {
                 id,
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
                 client_urls,
                 kind: MemberKind::Voter,
-                disk: disks.get(&id).copied().unwrap_or(0),
+                disk,
             };
             (id, record)
         })
@@ -330,7 +341,11 @@ mod tests {
     use super::*;
 
     fn own() -> Identity<'static> {
-        Identity { cluster: 7, node: 1, disk: 100, name: "a" }
+        Identity { cluster: 7, node: 1, start: start(1), name: "a" }
+    }
+
+    fn start(node: NodeId) -> Start {
+        Start { disk: node * 100, client_urls: vec![format!("http://clients-{node}")] }
     }
 
     fn reply(node: NodeId) -> ProbeReply {
@@ -339,6 +354,7 @@ mod tests {
             node_id: node,
             disk_id: node * 100,
             name: "x".into(),
+            client_urls: start(node).client_urls,
             ..Default::default()
         }
     }
@@ -360,8 +376,8 @@ mod tests {
 
     #[test]
     fn the_least_id_makes_the_cluster_once_all_are_there_and_empty() {
-        let disks = BTreeMap::from([(1, 100), (2, 200), (3, 300)]);
-        assert_eq!(step([Ok(reply(2)), Ok(reply(3))]), Step::Initialise(disks));
+        let starts = [1, 2, 3].map(|node| (node, start(node)));
+        assert_eq!(step([Ok(reply(2)), Ok(reply(3))]), Step::Initialise(starts.into()));
         assert!(matches!(step([Ok(reply(2)), Err("down".into())]), Step::Wait(_)));
         let other = Identity { node: 2, ..own() };
         let replies = BTreeMap::from([(1, Ok(reply(1))), (3, Ok(reply(3)))]);

@@ -84,6 +84,8 @@ pub struct ProbeReply {
     pub asker_known: bool,
     /// The disk recorded for the asker's node id there; 0 for none.
     pub asker_disk: DiskId,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
 }
 
 /// A new node's wish to become a member, or an added member's first start.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use openraft::Instant as _;
+use openraft::alias::InstantOf;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +20,7 @@ use super::tasks::{Exit, ExitReason};
 use super::{MemberView, NodeError};
 use crate::env::EnvRef;
 use crate::mvcc::{Published, View};
-use crate::raft::{Fatal, LogId, Raft, StoredMembership};
+use crate::raft::{Fatal, LogId, Raft, StoredMembership, TypeConfig};
 use crate::storage::layout::{Family, LogPosition, meta};
 use crate::storage::{Read, codec};
 use crate::telemetry;
@@ -32,11 +34,12 @@ pub(super) const RETRY_MAX: Duration = Duration::from_millis(250);
 /// Whom this node follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leadership {
-    /// The leader; 0 for none.
+    /// The leader; 0 for none, or for one that has not been heard of for too
+    /// long, or that leads here and has no quorum to confirm it.
     pub leader: NodeId,
     /// The term of this node's vote.
     pub term: u64,
-    /// Whether this node leads.
+    /// Whether this node leads, and a quorum follows.
     pub here: bool,
 }
 
@@ -159,7 +162,7 @@ impl Core {
             committed_roster: ArcSwap::default(),
             stamp_ms: AtomicU64::new(0),
         };
-        core.take_metrics();
+        core.take_roster();
         Arc::new(core)
     }
 
@@ -188,6 +191,13 @@ impl Core {
     /// The members by the newest committed membership: whom to tell clients of.
     pub fn committed_roster(&self) -> Arc<Roster> {
         self.committed_roster.load_full()
+    }
+
+    /// The newest committed membership, asked of Raft itself: what it tells of
+    /// by its metrics comes a moment later.
+    pub async fn committed_membership(&self) -> Result<Arc<StoredMembership>, NodeError> {
+        let asked = self.raft.with_raft_state(|state| state.membership_state.committed().clone()).await;
+        asked.map_err(|fatal| self.fail(fatal))
     }
 
     /// When a request that begins now must have ended.
@@ -253,16 +263,12 @@ impl Core {
         NodeError::Internal(why)
     }
 
-    fn take_metrics(&self) {
-        let (leadership, stored, committed) = {
+    /// Takes over the members as Raft has them.
+    fn take_roster(&self) {
+        let (stored, committed) = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
-            let leadership = Leadership {
-                leader: metrics.current_leader.unwrap_or(0),
-                term: metrics.vote.leader_id.term,
-                here: metrics.state.is_leader() && metrics.current_leader == Some(self.id),
-            };
-            (leadership, metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
         };
         // The newest membership can be taken back with its entry, so it may go
         // back, too; equality is what says that nothing changed.
@@ -274,6 +280,25 @@ impl Core {
         if self.committed_roster.load().position != position_of(&committed) {
             self.committed_roster.store(Arc::new(Roster::of(&committed)));
         }
+    }
+
+    /// Takes over whom Raft follows. `touched` is when its vote was last
+    /// confirmed: by the leader's call, or by this node's own election.
+    fn take_leadership(&self, touched: Option<InstantOf<TypeConfig>>) {
+        let (leader, term, leads) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let leader = metrics.current_leader.unwrap_or(0);
+            (leader, metrics.vote.leader_id.term, metrics.state.is_leader() && leader == self.id)
+        };
+        let alone = leads && self.roster().voters().all(|voter| voter.member.id == self.id);
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked.map(|at| at.into_inner());
+        let confirmed = if leads { acked.max(touched) } else { touched };
+        let current = confirmed.is_some_and(|at| at.elapsed() <= self.leaderless_after());
+        let leadership = match alone || current {
+            true => Leadership { leader, term, here: leads },
+            false => Leadership { leader: 0, term, here: false },
+        };
         self.leadership.send_if_modified(|standing| {
             let changed = *standing != leadership;
             *standing = leadership;
@@ -290,21 +315,42 @@ impl Core {
         });
     }
 
+    /// How long a leader counts as one without being heard of, and a leader
+    /// itself without being confirmed by a quorum. Raft's vote alone does not
+    /// tell: with pre-vote it stays as it is until another can be elected.
+    /// Between the one and two election timeouts that etcd takes.
+    fn leaderless_after(&self) -> Duration {
+        self.options.election_timeout * 3 / 2
+    }
+
     /// Keeps leadership and roster as Raft has them.
     pub async fn follow_metrics(self: Arc<Core>, stop: CancellationToken) {
         let mut metrics = self.raft.server_metrics();
         loop {
-            let changed = tokio::select! {
-                () = stop.cancelled() => return,
-                changed = WatchReceiver::changed(&mut metrics) => changed,
+            let looked = async {
+                // Silence changes no metric, so it is looked for.
+                let pause = tokio::time::sleep(self.options.heartbeat_interval);
+                let changed = tokio::select! {
+                    changed = WatchReceiver::changed(&mut metrics) => changed.is_ok(),
+                    () = pause => true,
+                };
+                self.take_roster();
+                match changed {
+                    true => self.raft.with_raft_state(|state| state.vote_last_modified()).await.ok(),
+                    false => None,
+                }
             };
-            if changed.is_err() {
+            let looked = tokio::select! {
+                () = stop.cancelled() => return,
+                looked = looked => looked,
+            };
+            let Some(touched) = looked else {
                 if !stop.is_cancelled() {
                     self.fail("Raft ended without being asked to");
                 }
                 return;
-            }
-            self.take_metrics();
+            };
+            self.take_leadership(touched);
         }
     }
 }

@@ -38,6 +38,7 @@ impl Node {
             membership_version: committed.version(),
             asker_known: known.is_some(),
             asker_disk: known.map_or(0, |view| view.member.disk),
+            client_urls: core.options.client_urls.clone(),
         }
     }
 

@@ -20,6 +20,8 @@ use crate::types::{MemberKind, NodeId, Operation};
 const PROMOTE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often versions are compared, and own facts published again.
 const SLOW_INTERVAL: Duration = Duration::from_secs(2);
+/// How often own facts are compared until they are known.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 /// How long one member may take to say its version or what it knows of us.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -128,15 +130,19 @@ fn own_probe(core: &Core) -> ProbeRequest {
     ProbeRequest { node_id: core.id, disk_id: core.disk, peer_urls: core.options.peer_urls.clone() }
 }
 
-/// Tells the cluster this node's name and client URLs when its record differs.
+/// Tells the cluster this node's name and client URLs when its record differs:
+/// soon after the start, so that clients are told of them from the first on.
 async fn publish(desk: &Desk) {
     let core = &desk.core;
+    let mut interval = PUBLISH_INTERVAL;
     loop {
         let published = core.committed_roster().members.get(&core.id).is_some_and(|view| {
             view.member.name == core.options.name && view.member.client_urls == core.options.client_urls
         });
         let known = core.committed_roster().members.contains_key(&core.id);
-        if known && !published {
+        if published {
+            interval = SLOW_INTERVAL / 4;
+        } else if known {
             let change = MemberChange::Publish {
                 id: core.id,
                 disk: core.disk,
@@ -147,7 +153,7 @@ async fn publish(desk: &Desk) {
                 tracing::debug!(%error, "cannot publish this node's name yet");
             }
         }
-        tokio::time::sleep(SLOW_INTERVAL / 4).await;
+        tokio::time::sleep(interval).await;
     }
 }
 

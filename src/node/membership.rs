@@ -165,7 +165,8 @@ impl Membership {
             tracing::info!(?change, "changing the membership");
             match self.write(changes, *stored.log_id(), deadline).await? {
                 Written::Done => {
-                    return Ok(changed(&Roster::of(&self.stored()), id));
+                    let committed = self.core.committed_membership().await?;
+                    return Ok(changed(&Roster::of(&committed), id));
                 }
                 // Another change is not committed yet, or came in between.
                 Written::Again if pause.wait(&self.core.env, deadline).await => {}

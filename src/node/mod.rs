@@ -33,6 +33,7 @@ mod tasks;
 mod tests;
 
 pub use self::core::Leadership;
+use self::core::Roster;
 pub use error::NodeError;
 pub use ids::{initial_cluster_id, initial_node_id, joining_node_id};
 pub use options::{AutoCompaction, Bootstrap, InitialMember, LEASE_TTL_S_MAX, NodeOptions};
@@ -217,8 +218,17 @@ impl Node {
     pub async fn members(&self, linearizable: bool) -> Result<Vec<MemberView>, NodeError> {
         if linearizable {
             self.read_barrier().await?;
+            let committed = self.inner.core.committed_membership().await?;
+            return Ok(Roster::of(&committed).list());
         }
         Ok(self.inner.core.committed_roster().list())
+    }
+
+    /// What this node is by the newest committed membership, and whether it
+    /// votes; `None` before a membership that holds it has come.
+    pub fn own_kind(&self) -> Option<(MemberKind, bool)> {
+        let roster = self.inner.core.committed_roster();
+        roster.members.get(&self.id()).map(|view| (view.member.kind, view.is_voter))
     }
 
     /// Adds a member (its id is drawn here) and returns it with the new list.

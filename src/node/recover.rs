@@ -34,11 +34,11 @@ const CHUNK_ENTRIES: u64 = 1_000;
 pub struct ForceNewCluster {
     /// The data directory of the survivor.
     pub data_dir: PathBuf,
-    /// Its name in the new cluster.
-    pub name: String,
-    /// Where peers will reach it.
+    /// Its name in the new cluster; `None` keeps the one the old cluster knew.
+    pub name: Option<String>,
+    /// Where peers will reach it; none keeps where the old cluster's did.
     pub peer_urls: Vec<String>,
-    /// Where clients will reach it.
+    /// Where clients will reach it; none keeps where the old cluster's did.
     pub client_urls: Vec<String>,
     /// What may be tuned of the state database.
     pub state: StateOptions,
@@ -108,15 +108,33 @@ pub async fn force_new_cluster(request: ForceNewCluster, env: &EnvRef) -> Result
     let new = DataDir::open(&making, no_ballast, env).map_err(refused)?;
     let cluster_id = recovered_cluster_id(old_cluster, old_node, env.random_u64());
     let node_id = joining_node_id(cluster_id, new.identity().disk);
-    let member = Member {
-        id: node_id,
-        name: request.name.clone(),
-        peer_urls: request.peer_urls.clone(),
-        client_urls: request.client_urls.clone(),
-        kind: MemberKind::Voter,
-        disk: new.identity().disk,
+    let become_member = |recorded: Option<Member>| {
+        let recorded = recorded.unwrap_or_default();
+        let or = |given: &[String], known: Vec<String>| if given.is_empty() { known } else { given.to_vec() };
+        let member = Member {
+            id: node_id,
+            name: request.name.clone().unwrap_or(recorded.name),
+            peer_urls: or(&request.peer_urls, recorded.peer_urls),
+            client_urls: or(&request.client_urls, recorded.client_urls),
+            kind: MemberKind::Voter,
+            disk: new.identity().disk,
+        };
+        match member.name.is_empty() || member.peer_urls.is_empty() {
+            true => Err(NodeError::Invalid(
+                "the data does not tell this node's name and peer URLs; \
+                 give them with --name and --initial-advertise-peer-urls"
+                    .to_owned(),
+            )),
+            false => Ok(member),
+        }
     };
-    let revision = copy(&old, &new, &request.state, env, member).await?;
+    let copied = copy(&old, &new, &request.state, env, old_node, become_member).await;
+    let revision = copied.inspect_err(|_| {
+        // What is half made would stand in the way of the next try.
+        if let Err(error) = std::fs::remove_dir_all(&making) {
+            tracing::warn!(%error, path = %making.display(), "the unfinished recovery is left behind");
+        }
+    })?;
     new.set_standing(Standing::Member { cluster: cluster_id, node: node_id }).map_err(refused)?;
     // Both locks are let go of before the names change.
     drop((old, new));
@@ -130,13 +148,15 @@ pub async fn force_new_cluster(request: ForceNewCluster, env: &EnvRef) -> Result
 }
 
 /// Copies the state of `old` into `new`, applies the rest of the old log to it,
-/// and ends it with a membership of one.
+/// and ends it with a membership of one: what `become_member` makes of the
+/// newest record of `old_node`.
 async fn copy(
     old: &DataDir,
     new: &DataDir,
     state: &StateOptions,
     env: &EnvRef,
-    member: Member,
+    old_node: NodeId,
+    become_member: impl FnOnce(Option<Member>) -> Result<Member, NodeError>,
 ) -> Result<Revision, NodeError> {
     let old_db = StateDb::open(&old.state_path(), state).map_err(refused)?;
     old_db.checkpoint(&new.state_path()).map_err(refused)?;
@@ -144,6 +164,8 @@ async fn copy(
     let db = StateDb::open(&new.state_path(), state).map_err(refused)?;
     let mut machine = Machine::open(db.clone()).map_err(refused)?;
     let mut last = machine.applied();
+    let stored = machine.membership().map(|bytes| record::decode_stored_membership(bytes)).transpose();
+    let mut recorded = stored.map_err(refused)?.and_then(|stored| record_of(stored.membership(), old_node));
     let engine = open_log(&old.raft_path(), env)?;
     let applied = (last.index > 0).then_some(last.index);
     let mut log = LogStore::open(engine, &LogStoreOptions::default(), applied).map_err(refused)?;
@@ -161,14 +183,25 @@ async fn copy(
             let position = LogPosition::from(&entry.log_id);
             let (time_ms, payload) = match entry.payload {
                 EntryPayload::Normal(proposal) => (proposal.time_ms, Payload::Command(proposal.body)),
-                // The memberships of the old cluster mean nothing any more.
-                EntryPayload::Blank | EntryPayload::Membership(_) => (0, Payload::Blank),
+                EntryPayload::Blank => (0, Payload::Blank),
+                // The memberships of the old cluster mean nothing any more, but
+                // for what they say of this node.
+                EntryPayload::Membership(membership) => {
+                    recorded = record_of(&membership, old_node).or(recorded.take());
+                    (0, Payload::Blank)
+                }
             };
             Entry { position, time_ms, payload }
         });
         machine.apply(entries.collect()).map_err(refused)?;
     }
-    seed(new, machine, last, vec![member.clone()], member.id, env).await
+    let member = become_member(recorded)?;
+    let node_id = member.id;
+    seed(new, machine, last, vec![member], node_id, env).await
+}
+
+fn record_of(membership: &Membership, id: NodeId) -> Option<Member> {
+    membership.nodes().find(|(node, _)| **node == id).map(|(_, member)| member.clone())
 }
 
 /// Makes one member of a new cluster out of a snapshot file.

@@ -449,13 +449,16 @@ impl Inner {
         let leadership = self.core.leadership();
         let roster = self.core.committed_roster();
         let votes = roster.members.get(&self.core.id).is_some_and(|view| view.is_voter);
+        let first = matches!(self.core.options.bootstrap, Bootstrap::Initial { .. });
         NodeStatus {
             leader: leadership.leader,
             term: leadership.term,
             last_log_index: last,
             committed_index: committed,
             applied_index: self.core.view().applied.index,
-            is_learner: !votes && roster.version() > 0,
+            // Who was let in by others is none of the first voters, even before
+            // it knows of the membership.
+            is_learner: !votes && (roster.version() > 0 || !first),
             db_size_bytes: self.gauges.store_bytes(),
             db_live_bytes: self.gauges.live_bytes(),
             quota_bytes: self.core.options.quota_bytes,

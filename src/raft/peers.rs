@@ -406,7 +406,15 @@ impl Health {
                 let opened = metrics::counter!(telemetry::PEER_BREAKER_OPENED, "peer" => self.label.clone());
                 opened.increment(1);
             }
-            tracing::debug!(peer = &*self.label, ?state, "breaker");
+            // Each state once, and not each call that failed: a probe that finds the
+            // peer still away goes back and forth between the other two.
+            match state {
+                BreakerState::Closed => tracing::info!(peer = &*self.label, "a peer answers again"),
+                BreakerState::Open if before == BreakerState::Closed => {
+                    tracing::warn!(peer = &*self.label, "a peer does not answer");
+                }
+                BreakerState::Open | BreakerState::HalfOpen => {}
+            }
         }
     }
 }

@@ -32,9 +32,11 @@ use super::types::{TypeConfig, Vote};
 use crate::resilience::{self, BackoffOptions};
 use crate::types::{Member, NodeId};
 
-/// Between two attempts to replicate to a peer that is away.
+/// Between two attempts to replicate to a peer that is away, beside [`PAUSE_MIN`].
 const BACKOFF: BackoffOptions =
     BackoffOptions { base: Duration::from_millis(50), cap: Duration::from_millis(500) };
+/// Jitter may draw a wait of nothing; an attempt costs openraft's core a message.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// Makes openraft's clients.
 pub(super) struct NetworkFactory {
@@ -112,10 +114,16 @@ impl Network {
     /// sets no limit to such a stream and offers three quarters of a heartbeat
     /// interval as a hint, which one slow fsync would break; so an answer may
     /// take as long as the peers' timeout, and an idle stream may live on.
-    async fn pipeline<'s, S>(&'s mut self, input: S) -> Result<Answers<'s>, RPCError<TypeConfig>>
+    ///
+    /// The first request is taken before anything can fail: openraft waits its
+    /// backoff out where it makes a request and nowhere else, so a stream that
+    /// could not be opened would be tried again at once, for ever.
+    async fn pipeline<'s, S>(&'s mut self, mut input: S) -> Result<Answers<'s>, RPCError<TypeConfig>>
     where
         S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
     {
+        let Some(first) = input.next().await else { return Ok(stream::empty().boxed()) };
+        let input = stream::iter([first]).chain(input);
         let sent_at = Arc::new(Mutex::new(VecDeque::new()));
         let (sending, env) = (sent_at.clone(), self.peers.env().clone());
         let requests = input.inspect(move |_| sending.lock().push_back(env.monotonic())).boxed();
@@ -240,6 +248,7 @@ impl NetBackoff<TypeConfig> for Network {
     fn backoff(&self) -> Option<Backoff> {
         let env = self.peers.env().clone();
         let mut backoff = resilience::Backoff::new(BACKOFF);
-        Some(Backoff::new(std::iter::from_fn(move || Some(backoff.next_wait(env.random_u64())))))
+        let waits = std::iter::from_fn(move || Some(PAUSE_MIN + backoff.next_wait(env.random_u64())));
+        Some(Backoff::new(waits))
     }
 }

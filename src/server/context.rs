@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use super::ServerOptions;
 use super::error::ServeError;
 use crate::env::EnvRef;
 use crate::mvcc::View;
-use crate::node::{Node, NodeError, ProposeContext};
+use crate::node::{Bootstrap, Node, NodeError, ProposeContext};
 use crate::telemetry;
 use crate::types::{AlarmKind, ApplyError, MemberKind, Operation, Reply, RequestId, Revision};
 use crate::wire::etcdserverpb::ResponseHeader;
@@ -31,11 +30,11 @@ const ACTOR_BYTES_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Votes.
-    Voter = 0,
+    Voter,
     /// Will vote; answers like etcd's learners until then.
-    Learner = 1,
+    Learner,
     /// Never votes; serves reads and forwards writes.
-    Observer = 2,
+    Observer,
 }
 
 /// What every service shares.
@@ -48,19 +47,11 @@ pub(crate) struct Shared {
     /// Work that outlives its request (a stream's source, the clean-up after a
     /// given-up lock). Waited for when the server stops.
     pub tasks: TaskTracker,
-    role: AtomicU8,
 }
 
 impl Shared {
     pub(crate) fn new(node: Node, options: ServerOptions, env: EnvRef) -> Arc<Shared> {
-        Arc::new(Shared {
-            node,
-            options,
-            env,
-            stopping: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            role: AtomicU8::new(Role::Voter as u8),
-        })
+        Arc::new(Shared { node, options, env, stopping: CancellationToken::new(), tasks: TaskTracker::new() })
     }
 
     /// The header of an answer made at `revision`.
@@ -78,26 +69,18 @@ impl Shared {
         self.header(self.node.view().revision)
     }
 
+    /// What this node is now.
     pub(crate) fn role(&self) -> Role {
-        match self.role.load(Ordering::Relaxed) {
-            0 => Role::Voter,
-            1 => Role::Learner,
-            _ => Role::Observer,
-        }
-    }
-
-    /// Looks up what this node is now. Asked by a task, not by every request.
-    pub(crate) async fn refresh_role(&self) {
-        let Ok(members) = self.node.members(false).await else { return };
-        let own = members.iter().find(|view| view.member.id == self.node.id());
-        let role = match own {
-            Some(view) if view.is_voter => Role::Voter,
-            Some(view) if view.member.kind == MemberKind::Observer => Role::Observer,
-            Some(_) => Role::Learner,
+        match (self.node.own_kind(), &self.node.options().bootstrap) {
+            (Some((_, true)), _) => Role::Voter,
+            (Some((MemberKind::Observer, false)), _) => Role::Observer,
+            (Some((_, false)), _) => Role::Learner,
             // Not in any membership yet: nobody has elected anybody either.
-            None => Role::Voter,
-        };
-        self.role.store(role as u8, Ordering::Relaxed);
+            (None, Bootstrap::Initial { .. }) => Role::Voter,
+            // Let in by a membership that has not reached this node yet.
+            (None, Bootstrap::Join { kind: MemberKind::Observer, .. }) => Role::Observer,
+            (None, Bootstrap::Join { .. } | Bootstrap::Existing { .. }) => Role::Learner,
+        }
     }
 
     /// What a request says about itself.

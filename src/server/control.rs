@@ -75,6 +75,7 @@ impl control_server::Control for ControlService {
             membership_version: reply.membership_version,
             asker_known: reply.asker_known,
             asker_disk: reply.asker_disk,
+            client_urls: reply.client_urls,
         }))
     }
 
@@ -170,6 +171,7 @@ impl GrpcDialer {
             membership_version: reply.membership_version,
             asker_known: reply.asker_known,
             asker_disk: reply.asker_disk,
+            client_urls: reply.client_urls,
         })
     }
 

@@ -10,19 +10,17 @@ use tonic_health::server::HealthReporter;
 use super::context::Shared;
 use crate::types::AlarmKind;
 
-/// How often alarms and the node's own role are looked at; a change of the
-/// leader is told at once.
+/// How often alarms are looked at; a change of the leader is told at once.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The name that stands for the whole server.
 const WHOLE: &str = "";
 
-/// Keeps health and the node's role as they are, until the server stops.
+/// Keeps health as it is, until the server stops.
 pub(super) async fn run(shared: Arc<Shared>, reporter: HealthReporter, services: Vec<&'static str>) {
     let mut leader = shared.node.leader_changes();
     let mut told = None;
     loop {
-        shared.refresh_role().await;
         let now = status(&shared);
         if told != Some(now) {
             tracing::info!(status = %now, "health");

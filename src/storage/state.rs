@@ -255,12 +255,7 @@ impl StateDb {
 
     /// Bytes of tables and memtables: what the store uses of its quota.
     pub fn size_bytes(&self) -> u64 {
-        let property = |family, name| {
-            self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or_default()
-        };
-        let tables = Family::ALL.map(|family| property(family, "rocksdb.total-sst-files-size"));
-        let memtables = Family::ALL.map(|family| property(family, "rocksdb.cur-size-all-mem-tables"));
-        tables.iter().chain(&memtables).sum()
+        self.property("rocksdb.total-sst-files-size") + self.property("rocksdb.cur-size-all-mem-tables")
     }
 
     /// How the block cache does. Counts nothing for a database opened for reading.
@@ -273,13 +268,19 @@ impl StateDb {
         }
     }
 
-    /// Estimated bytes of the data itself, without what compaction will drop.
+    /// Estimated bytes of the data itself, without what compaction will drop:
+    /// live data in tables, and everything in memtables, whose versions nobody
+    /// can tell apart yet. Never above [`StateDb::size_bytes`].
     pub fn live_size_bytes(&self) -> u64 {
-        let live = |family| {
-            let name = "rocksdb.estimate-live-data-size";
-            self.db.property_int_value_cf(self.family(family), name).ok().flatten().unwrap_or_default()
-        };
-        Family::ALL.map(live).iter().sum()
+        let tables = self.property("rocksdb.estimate-live-data-size");
+        let memtables = self.property("rocksdb.cur-size-all-mem-tables");
+        (tables + memtables).min(self.size_bytes())
+    }
+
+    /// A property of all families together.
+    fn property(&self, name: &str) -> u64 {
+        let of = |family| self.db.property_int_value_cf(self.family(family), name).ok().flatten();
+        Family::ALL.into_iter().filter_map(of).sum()
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -363,6 +364,27 @@ fn family_options(family: Family, options: &StateOptions, cache: &Cache) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_in_use_counts_before_it_is_flushed_and_is_never_more_than_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = StateDb::open(dir.path(), &StateOptions::default()).unwrap();
+        let put = |value: u8| {
+            let mut batch = Batch::default();
+            batch.put(&db, Family::Current, b"k", &vec![value; 100_000]);
+            db.write(batch).unwrap();
+        };
+        put(1);
+        assert!(db.live_size_bytes() >= 100_000);
+        for value in 0..20 {
+            put(value);
+            assert!(db.live_size_bytes() <= db.size_bytes());
+            if value % 10 == 9 {
+                db.flush().unwrap();
+                assert!(db.live_size_bytes() <= db.size_bytes());
+            }
+        }
+    }
 
     #[test]
     fn a_snapshot_stays_as_it_was_and_keeps_the_database_open() {

@@ -221,19 +221,6 @@ fn members_endpoints_and_alarms() {
     });
 }
 
-/// etcdctl 3.4 sends an endpoint given as a URL as the request's authority, scheme and all, which
-/// is no authority; etcd takes it, and an HTTP server that is strict does not.
-#[test]
-fn endpoints_given_as_urls_work_for_maintenance_too() {
-    on_cluster(async |c| {
-        let Some(mut ctl) = Ctl::of(c, &[0]) else { return };
-        ctl.endpoints = c.nodes[0].url();
-        ctl.ok(&["put", "url", "v"]);
-        ctl.ok(&["endpoint", "status"]);
-        ctl.ok(&["defrag"]);
-    });
-}
-
 #[test]
 fn compaction_defrag_and_move_leader() {
     on_own_cluster(Spec::nodes(3), async |c| {

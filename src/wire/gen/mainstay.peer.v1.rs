@@ -38,6 +38,9 @@ pub struct ControlProbeResponse {
     /// The disk recorded for the asker's node id there; 0 for none.
     #[prost(uint64, tag = "10")]
     pub asker_disk: u64,
+    /// Where clients reach the asked node.
+    #[prost(string, repeated, tag = "11")]
+    pub client_urls: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ControlJoinRequest {
