@@ -12,22 +12,25 @@ use super::kv::{Show, kv_lines, range_json};
 use super::output::{kv_json, say};
 use crate::types::{Revision, Txn, TxnOp, TxnOpReply, TxnReply};
 
+/// What `txn --help` says about its input.
+const HELP: &str = "\
+Standard input has three sections, each ended by an empty line: comparisons, the
+requests to do when all of them hold, the requests to do otherwise.
+
+  mod(\"key1\") > \"0\"
+
+  put key1 \"overwrote key1\"
+
+  put key1 \"created key1\"
+  put key2 \"some extra key\"
+
+A comparison is TARGET(\"KEY\") OP \"VALUE\" with value, version, create, mod or lease
+as TARGET and =, !=, < or > as OP. A request is put, get or del as on the command
+line. Lines that begin with # are comments.";
+
 /// `mainstay txn`.
-///
-/// Reads three sections from standard input, each ended by an empty line: comparisons, the requests to do when all of
-/// them hold, the requests to do otherwise.
-///
-///     mod("key1") > "0"
-///
-///     put key1 "overwrote key1"
-///
-///     put key1 "created key1"
-///     put key2 "some extra key"
-///
-/// A comparison is TARGET("KEY") OP "VALUE" with value, version, create, mod or lease as TARGET and =, !=, < or > as
-/// OP. A request is put, get or del as on the command line. Lines that begin with # are comments.
 #[derive(Clone, Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = HELP)]
 pub struct TxnCommand {
     /// Say which section is being read.
     #[arg(short, long)]
