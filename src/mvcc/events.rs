@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Marks, ReadError, change_at, key_value, parse_version, version_at};
+use super::{Marks, ReadError, change_at, key_value, parse_version, record_at, version_at};
 use crate::storage::layout::{self, Change, Family, VersionRef};
 use crate::storage::{Read, StorageError, codec};
-use crate::types::{
-    ApplyError, Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space,
-};
+use crate::types::{ApplyError, Event, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space};
 
 /// Which events are wanted.
 #[derive(Clone, Debug)]
@@ -152,9 +150,7 @@ fn previous<R: Read>(
     if version.tombstone {
         return Ok(None);
     }
-    let change = change_at(data, at, version.sub)?;
-    debug_assert_eq!(change.kind, EventKind::Put);
-    Ok(change.record.map(|record| key_value(key, record)))
+    Ok(Some(key_value(key, record_at(data, at, version.sub)?)))
 }
 
 /// The key-value of a removal: only key and mod revision are set.

@@ -70,6 +70,14 @@ fn change_at<R: Read>(data: &R, revision: Revision, sub: u32) -> Result<layout::
     }
 }
 
+/// The record of a version that is a put.
+fn record_at<R: Read>(data: &R, revision: Revision, sub: u32) -> Result<layout::Record, StorageError> {
+    change_at(data, revision, sub)?.record.ok_or_else(|| StorageError::Corrupt {
+        what: format!("history at revision {revision}, sub {sub}"),
+        reason: "it is a removal, but its version says it is a put".to_owned(),
+    })
+}
+
 /// The newest version of `key` at or before `revision`: where it is, and its reference.
 fn version_at<R: Read>(
     data: &R,

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::ops::Bound;
 use std::ops::ControlFlow;
 
-use super::{Marks, ReadError, change_at, key_value, parse_version};
+use super::{Marks, ReadError, key_value, parse_version, record_at};
 use crate::storage::layout::{self, Family, Record, VersionRef};
 use crate::storage::{Read, StorageError, codec};
 use crate::types::{
@@ -195,11 +195,7 @@ fn visit_past<R: Read>(data: &R, query: &RangeQuery, collector: &mut Collector<'
         let version: VersionRef = codec::decode("version", value)?;
         if !version.tombstone {
             if collector.wants() {
-                let change = change_at(data, revision, version.sub)?;
-                let record = change.record.ok_or_else(|| StorageError::Corrupt {
-                    what: format!("history at revision {revision}, sub {}", version.sub),
-                    reason: "it is a removal, but its version says it is a put".to_owned(),
-                })?;
+                let record = record_at(data, revision, version.sub)?;
                 collector.take(key_value(&key, record))?;
                 if collector.is_done() {
                     return Ok(());
