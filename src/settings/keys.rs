@@ -15,7 +15,9 @@ macro_rules! settings {
             pub config_file: Option<PathBuf>,
             $(
                 #[doc = concat!($help, " [default: ", $default, "]")]
-                #[arg(long = $key, value_name = $value, help_heading = "Settings", allow_hyphen_values = true)]
+                // Said again, because clap reads only comments that are literal.
+                #[arg(long = $key, value_name = $value, help_heading = "Settings", allow_hyphen_values = true,
+                    help = concat!($help, " [default: ", $default, "]"))]
                 pub $field: Option<String>,
             )*
             #[allow(missing_docs)]

@@ -157,3 +157,15 @@ fn joining_keeps_the_kind_and_revision_compaction_the_count() {
     assert_eq!(settings.node.auto_compaction, AutoCompaction::Revisions(1000));
     assert_eq!(settings.node.quota_bytes, 0);
 }
+
+#[test]
+fn every_flag_is_explained() {
+    use clap::Args as _;
+    let command = ServeFlags::augment_args(clap::Command::new("serve"));
+    let silent: Vec<_> = command
+        .get_arguments()
+        .filter(|flag| !flag.is_hide_set() && flag.get_help().is_none_or(|help| help.to_string().is_empty()))
+        .map(|flag| flag.get_id().to_string())
+        .collect();
+    assert_eq!(silent, Vec::<String>::new());
+}
