@@ -33,7 +33,7 @@ pub enum NodeError {
     /// This node is stopping.
     #[error("etcdserver: server stopped")]
     Stopped,
-    /// Learners and observers serve only serializable reads... see `server`.
+    /// A learner serves only what is not linearizable; observers and voters serve everything.
     #[error("etcdserver: rpc not supported for learner")]
     NotSupportedForLearner,
     /// No member has this id.
