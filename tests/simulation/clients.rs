@@ -19,7 +19,7 @@ use crate::oracle::ReadAnswer;
 use crate::world::{Gone, PLACES, World};
 
 /// How long a client waits for a node that does not answer.
-const PATIENCE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(7);
 
 /// What became of a write, as its client sees it.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Client {
 
     pub async fn propose_at(&mut self, place: usize, operation: Operation, request: Option<RequestId>) -> Told {
         let (tag, floor) = self.world.oracle().begin();
-        let timeout = Duration::from_millis(*self.chance.pick(&[700, 2000, 6000]));
+        let timeout = Duration::from_millis(*self.chance.pick(&[700, 1500, 4000]));
         let context = ProposeContext { actor: Some(tag.as_str().into()), request, timeout: Some(timeout) };
         self.world.trace.line(format_args!("{} {tag} at n{}: {operation:?} {request:?}", self.name, place + 1));
         let work = self.world.at(place, &mut self.chance, move |node| async move {
@@ -155,8 +155,8 @@ pub fn range(chance: &mut Chance) -> KeyRange {
         2 => KeyRange::prefix(Bytes::from(["a/", "b/", "c/"][chance.below(3) as usize])),
         3 => {
             let (one, other) = (key(chance), key(chance));
-            let (start, end) = if one <= other { (one, other) } else { (other, one) };
-            KeyRange::Span { start, end }
+            let (start, last) = if one <= other { (one, other) } else { (other, one) };
+            KeyRange::Span { start, end: [&last[..], b"\0"].concat().into() }
         }
         _ => KeyRange::From(Bytes::from_static(b"\0")),
     }
@@ -403,9 +403,10 @@ async fn keep_alive(client: &mut Client, id: LeaseId) -> bool {
 /// Forgets history now and then.
 pub async fn compacting(mut client: Client) {
     while !client.world.is_ending() {
-        client.pause(4000).await;
+        client.pause(3000).await;
         let newest = client.world.oracle().model().revision();
-        let revision = Revision((newest - client.chance.below(100) as i64).max(1));
+        let kept = *client.chance.pick(&[0, 10, 60]);
+        let revision = Revision((newest - client.chance.below(kept + 1) as i64).max(1));
         let told = client.propose(Operation::Compact { space: Space::User, revision }, None).await;
         if let Told::Reply(Reply { outcome: Ok(_), .. }) = told {
             client.world.trace.count("compactions");

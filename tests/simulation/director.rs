@@ -59,9 +59,9 @@ pub async fn direct(world: World, members: usize) {
     }
     let mut chance = Chance::new(world.seed, "director");
     let mut running = Vec::new();
-    let think_ms = *chance.pick(&[40, 80, 160]);
+    let think_ms = *chance.pick(&[10, 30, 100]);
     let client = |kind: &str, number: u64| Client::new(&world, format!("{kind}{number}"));
-    for number in 0..chance.between(2, 4) {
+    for number in 0..chance.between(3, 6) {
         running.push(tokio::spawn(clients::mixed(client("mixed", number), think_ms)));
     }
     for number in 0..chance.between(1, 2) {
@@ -69,7 +69,7 @@ pub async fn direct(world: World, members: usize) {
         running.push(tokio::spawn(clients::leasing(client("leasing", number), think_ms)));
     }
     running.push(tokio::spawn(clients::swapping(client("swapping", 0), think_ms * 2)));
-    if chance.permille(700) {
+    if chance.permille(750) {
         running.push(tokio::spawn(clients::compacting(client("compacting", 0))));
     }
     for number in 0..chance.between(3, 5) {
@@ -78,7 +78,7 @@ pub async fn direct(world: World, members: usize) {
     let trouble = Trouble::default();
     let changing = tokio::spawn(members::changing(client("members", 0), trouble.clone()));
     let mut director = Director::new(world.clone(), chance, trouble.clone());
-    let lasts_ms = director.chance.between(8_000, 25_000);
+    let lasts_ms = director.chance.between(10_000, 30_000);
     director.make_trouble(Duration::from_millis(lasts_ms)).await;
     trouble.healing.store(true, Ordering::Relaxed);
     director.heal().await;

@@ -56,10 +56,6 @@ impl TappedLog {
     pub fn record(&self, index: u64) -> Option<Bytes> {
         self.records().get(&index).cloned()
     }
-
-    fn recovered(&self) -> Recovered {
-        self.log.recover(u64::MAX, &|_, _| Ok(())).expect("the twin holds no hole")
-    }
 }
 
 impl LogEngine for TappedLog {
@@ -153,11 +149,6 @@ impl Disk {
         }
     }
 
-    /// Operations that a loss of power would take now.
-    pub fn unsynced(&self) -> usize {
-        self.log.log.unsynced()
-    }
-
     /// The disk fails: the node must notice and stop.
     pub fn fail(&self) {
         let source = std::io::Error::other("the disk was made to fail");
@@ -202,11 +193,6 @@ impl Disk {
         for generation in 0..self.generation {
             let _ = fs::remove_dir_all(self.root.join(generation.to_string()));
         }
-    }
-
-    /// The vote and the last index as they would be recovered.
-    pub fn vote(&self) -> Option<Bytes> {
-        self.log.recovered().vote
     }
 }
 

@@ -22,13 +22,6 @@ pub struct Change {
     pub prev: Option<KeyValue>,
 }
 
-/// A lease.
-#[derive(Clone, Debug)]
-struct Lease {
-    ttl_s: i64,
-    keys: BTreeSet<Bytes>,
-}
-
 /// A session of request ids.
 #[derive(Clone, Debug, Default)]
 struct Session {
@@ -61,7 +54,8 @@ pub struct Model {
     changes: BTreeMap<i64, Vec<Change>>,
     /// The compact marks, each with the index of the entry that set it.
     marks: Vec<(u64, i64)>,
-    leases: BTreeMap<LeaseId, Lease>,
+    /// Leases with their keys.
+    leases: BTreeMap<LeaseId, BTreeSet<Bytes>>,
     sessions: BTreeMap<u64, Session>,
     alarms: BTreeSet<Alarm>,
     /// Changes of the revision being made.
@@ -180,7 +174,7 @@ impl Model {
                 if self.leases.contains_key(&id) {
                     return Err(ApplyError::LeaseExists);
                 }
-                self.leases.insert(id, Lease { ttl_s, keys: BTreeSet::new() });
+                self.leases.insert(id, BTreeSet::new());
                 self.notes.push(Note::Granted(id, ttl_s));
                 Ok(Outcome::LeaseGrant { id, ttl_s })
             }
@@ -230,8 +224,8 @@ impl Model {
     }
 
     fn end_lease(&mut self, id: LeaseId) -> bool {
-        let Some(lease) = self.leases.remove(&id) else { return false };
-        for key in lease.keys {
+        let Some(keys) = self.leases.remove(&id) else { return false };
+        for key in keys {
             self.delete(&KeyRange::Single(key));
         }
         self.seal();
@@ -294,10 +288,10 @@ impl Model {
     fn change(&mut self, key: Bytes, now: Option<KeyValue>, prev: Option<KeyValue>) {
         let at = self.revision + 1;
         if let Some(lease) = prev.as_ref().and_then(|prev| self.leases.get_mut(&prev.lease)) {
-            lease.keys.remove(&key);
+            lease.remove(&key);
         }
         if let Some(lease) = now.as_ref().and_then(|now| self.leases.get_mut(&now.lease)) {
-            lease.keys.insert(key.clone());
+            lease.insert(key.clone());
         }
         let kind = if now.is_some() { EventKind::Put } else { EventKind::Delete };
         let gone = || KeyValue {
@@ -399,11 +393,6 @@ impl Model {
             return compare_one(compare, None);
         }
         found.into_iter().all(|kv| compare_one(compare, Some(kv)))
-    }
-
-    /// The granted time of a lease.
-    pub fn ttl_s(&self, id: LeaseId) -> Option<i64> {
-        self.leases.get(&id).map(|lease| lease.ttl_s)
     }
 }
 

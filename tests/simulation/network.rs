@@ -96,6 +96,8 @@ struct State {
     peers: BTreeMap<usize, Peer>,
     places: BTreeMap<NodeId, usize>,
     streams: Vec<(usize, usize, Weak<dyn Breakable>)>,
+    /// Whom each member gave its vote to, by member and term.
+    votes: BTreeMap<(NodeId, u64), NodeId>,
 }
 
 /// The network.
@@ -130,6 +132,7 @@ impl Network {
             peers: BTreeMap::new(),
             places: BTreeMap::new(),
             streams: Vec::new(),
+            votes: BTreeMap::new(),
         };
         Arc::new(Network { trace, state: Mutex::new(state), pipes: AtomicU64::new(0) })
     }
@@ -166,6 +169,16 @@ impl Network {
     /// Where a member is, if it was ever attached.
     pub fn place_of(&self, id: NodeId) -> Option<usize> {
         self.state().places.get(&id).copied()
+    }
+
+    /// A member gave its vote. It has one for each term, whatever it went through meanwhile.
+    pub fn voted(&self, voter: NodeId, term: u64, candidate: NodeId) {
+        let before = *self.state().votes.entry((voter, term)).or_insert(candidate);
+        if before != candidate {
+            self.trace.violation(format_args!(
+                "{voter:x} voted for {before:x} and for {candidate:x} in term {term}"
+            ));
+        }
     }
 
     /// Treats messages like this from here on.

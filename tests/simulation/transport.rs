@@ -185,9 +185,18 @@ impl Transport for Link {
     }
 
     fn vote(&self, to: Envelope, request: VoteRequest, _: Duration) -> PeerFuture<VoteResponse> {
+        let network = self.network.clone();
         self.call(to, true, move |peer| {
             let request = request.clone();
-            async move { peer.node.raft_receiver().vote(request).await }
+            let network = network.clone();
+            async move {
+                let candidate = *request.vote.leader_id();
+                let response = peer.node.raft_receiver().vote(request).await?;
+                if response.vote_granted {
+                    network.voted(peer.node.id(), candidate.term, candidate.node_id);
+                }
+                Ok(response)
+            }
         })
     }
 

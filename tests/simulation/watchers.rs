@@ -38,7 +38,11 @@ pub async fn watching(mut client: Client) {
     let wants = Wants { prev: client.chance.permille(400), kind };
     let fragment = client.chance.permille(300);
     let mut watcher = Watcher { client, range, wants, fragment, next: 0, parts: Vec::new(), goal: None };
-    watcher.next = if watcher.client.chance.permille(500) { 1 } else { 0 };
+    if watcher.client.chance.permille(500) {
+        watcher.client.pause(5000).await;
+        let newest = watcher.client.world.oracle().model().revision() as u64;
+        watcher.next = watcher.client.chance.between(1, newest + 3) as i64;
+    }
     while watcher.connect().await {}
 }
 
@@ -117,7 +121,9 @@ impl Watcher {
         }
         self.parts.clear();
         self.client.move_on();
-        self.client.pause(100).await;
+        // Now and then for so long that what follows is forgotten.
+        let away_ms = if self.goal.is_none() && self.client.chance.permille(150) { 6000 } else { 100 };
+        self.client.pause(away_ms).await;
         true
     }
 

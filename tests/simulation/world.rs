@@ -41,7 +41,6 @@ pub struct World {
     pub trace: Arc<Trace>,
     pub faces: Faces,
     pub network: Arc<Network>,
-    pub tuning: Tuning,
     pub seed: u64,
     oracle: Arc<Mutex<Oracle>>,
     orders: Arc<Mutex<Vec<Order>>>,
@@ -151,7 +150,6 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
         trace: trace.clone(),
         faces: all,
         network: network.clone(),
-        tuning,
         seed,
         orders: Arc::default(),
         ending: Arc::default(),
@@ -305,12 +303,12 @@ fn draw_tuning(chance: &mut Chance) -> Tuning {
     Tuning {
         heartbeat_ms: election_ms / 10,
         election_ms,
-        snapshot_count: chance.between(60, 300),
-        log_retained: chance.between(10, 80),
+        snapshot_count: chance.between(40, 250),
+        log_retained: chance.between(5, 50),
         ring_bytes: *chance.pick(&[4 << 10, 64 << 10, 1 << 20]),
         catch_up_bytes: *chance.pick(&[512, 4096, 1 << 20]),
         compact_every_ms: *chance.pick(&[0, 0, 4000, 8000]),
-        lease_reads: false,
+        lease_reads: chance.permille(200),
     }
 }
 
