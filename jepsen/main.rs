@@ -1,0 +1,12 @@
+//! The harness: starts a real cluster on hosts of its own, drives it with
+//! clients, breaks it, and judges what it saw.
+
+mod context;
+mod faults;
+mod hosts;
+mod judge;
+mod workloads;
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}
