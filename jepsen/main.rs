@@ -5,6 +5,7 @@ mod context;
 mod faults;
 mod hosts;
 mod judge;
+mod probe;
 mod workloads;
 
 fn main() -> anyhow::Result<()> {
