@@ -5,6 +5,7 @@ mod context;
 mod faults;
 mod hosts;
 mod judge;
+mod watcher;
 mod workloads;
 
 fn main() -> anyhow::Result<()> {
