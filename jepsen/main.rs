@@ -1,6 +1,7 @@
 //! The harness: starts a real cluster on hosts of its own, drives it with
 //! clients, breaks it, and judges what it saw.
 
+mod client;
 mod context;
 mod faults;
 mod hosts;

@@ -122,6 +122,14 @@ pub enum Call {
         revision: Revision,
     },
     MemberList,
+    /// Takes the node of host `node` out of the cluster.
+    MemberRemove {
+        node: usize,
+    },
+    /// Lets the node of host `node` join, in whatever way.
+    MemberAdd {
+        node: usize,
+    },
 }
 
 /// The answer to one [`Action`].
@@ -158,6 +166,7 @@ pub enum Body {
         hash_revision: Revision,
         compact_revision: Revision,
     },
+    /// Of a list, an addition and a removal.
     Members {
         names: Vec<String>,
     },
@@ -238,6 +247,10 @@ pub enum WatchBody {
         reason: String,
     },
 }
+
+/// The watcher of everything from revision 1 on, which the order of revisions is taken from. Without
+/// compaction it may be recorded when the run ends; with compaction it runs live, across reconnects.
+pub const FULL_HISTORY: u64 = u64::MAX;
 
 /// One watch on one connection. A watcher that reconnects opens another with
 /// the same `watcher` number.
