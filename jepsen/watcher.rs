@@ -23,10 +23,10 @@ use mainstay::wire::etcdserverpb::watch_create_request::FilterType;
 use mainstay::wire::etcdserverpb::watch_request::RequestUnion;
 use mainstay::wire::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use mainstay::wire::metadata::REQUIRE_LEADER;
-use mainstay::wire::mvccpb;
 
+use crate::client::{event_of_wire, wire_end};
 use crate::context::Context;
-use crate::judge::history::{Event, EventKind, Kv, Revision, Span, WatchBody, WatchItem, WatchStream};
+use crate::judge::history::{Revision, Span, WatchBody, WatchItem, WatchStream};
 
 /// How long connecting to a node may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -124,7 +124,11 @@ pub struct Watcher {
 impl Watcher {
     /// Starts watching. The first node and every later choice are drawn from the run's seed.
     pub fn start(context: &Arc<Context>, wish: Wish, habits: Habits) -> Watcher {
-        let number = context.process();
+        Watcher::start_as(context, context.process(), wish, habits)
+    }
+
+    /// As [`Watcher::start`], under a number that means something to the checkers.
+    pub fn start_as(context: &Arc<Context>, number: u64, wish: Wish, habits: Habits) -> Watcher {
         let (goal, goal_seen) = watch::channel(Goal::default());
         let seen = (wish.start_revision > 0).then(|| wish.start_revision - 1);
         let (position, position_seen) = watch::channel(seen);
@@ -295,7 +299,7 @@ impl Client {
         }
         let create = WatchCreateRequest {
             key: wish.span.key.clone().into_bytes().into(),
-            range_end: wish.span.end.clone().unwrap_or_default().into_bytes().into(),
+            range_end: wire_end(&wish.span),
             start_revision,
             progress_notify: wish.progress_notify,
             filters,
@@ -437,25 +441,6 @@ fn body(response: WatchResponse) -> WatchBody {
     if response.events.is_empty() && !response.fragment {
         return WatchBody::Progress;
     }
-    let events = response.events.into_iter().map(event).collect();
+    let events = response.events.into_iter().map(event_of_wire).collect();
     WatchBody::Events { events, fragment: response.fragment }
-}
-
-fn event(event: mvccpb::Event) -> Event {
-    let kind = match event.r#type() {
-        mvccpb::event::EventType::Put => EventKind::Put,
-        mvccpb::event::EventType::Delete => EventKind::Delete,
-    };
-    Event { kind, kv: event.kv.map(kv).unwrap_or_default(), prev: event.prev_kv.map(kv) }
-}
-
-fn kv(kv: mvccpb::KeyValue) -> Kv {
-    Kv {
-        key: String::from_utf8_lossy(&kv.key).into_owned(),
-        value: String::from_utf8_lossy(&kv.value).into_owned(),
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        version: kv.version,
-        lease: kv.lease,
-    }
 }
