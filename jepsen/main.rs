@@ -6,6 +6,7 @@ mod context;
 mod faults;
 mod hosts;
 mod judge;
+mod watcher;
 mod workloads;
 
 fn main() -> anyhow::Result<()> {
