@@ -21,7 +21,7 @@ pub struct Kv {
 
 /// A key alone, or every key from `key` up to but not including `end`. An
 /// `end` of `"\0"` means "to the last key", as on the wire.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Span {
     pub key: String,
     pub end: Option<String>,
@@ -254,7 +254,7 @@ pub const FULL_HISTORY: u64 = u64::MAX;
 
 /// One watch on one connection. A watcher that reconnects opens another with
 /// the same `watcher` number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchStream {
     pub watcher: u64,
     pub node: usize,
@@ -263,6 +263,12 @@ pub struct WatchStream {
     /// As requested; 0 means from the moment of creation.
     pub start_revision: Revision,
     pub prev_kv: bool,
+    /// Whether it asked to be told of no puts.
+    pub no_put: bool,
+    /// Whether it asked to be told of no deletions.
+    pub no_delete: bool,
+    /// Whether a large revision may come in several responses.
+    pub fragment: bool,
     pub opened_ns: u64,
     pub items: Vec<WatchItem>,
     /// Why it ended when the server did not cancel it.
