@@ -4,6 +4,7 @@
 mod client;
 mod context;
 mod faults;
+mod full_history;
 mod hosts;
 mod judge;
 mod watcher;
