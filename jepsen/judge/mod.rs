@@ -7,6 +7,12 @@
 pub mod history;
 pub mod verdict;
 
+mod calls;
+mod describe;
+mod model;
+mod random;
+mod simulator;
+
 pub mod append;
 pub mod bank;
 pub mod convergence;
