@@ -22,7 +22,12 @@ const LOCKS: &[Lock] = &[Lock::Nodes];
 /// The faults of this file.
 pub const FAULTS: &[Entry] = &[
     Entry { name: "kill-one", needs: NEEDS, locks: LOCKS, make: || kill("kill-one", Whom::One) },
-    Entry { name: "kill-majority", needs: NEEDS, locks: LOCKS, make: || kill("kill-majority", Whom::Majority) },
+    Entry {
+        name: "kill-majority",
+        needs: NEEDS,
+        locks: LOCKS,
+        make: || kill("kill-majority", Whom::Majority),
+    },
     Entry { name: "kill-all", needs: NEEDS, locks: LOCKS, make: || kill("kill-all", Whom::All) },
     Entry { name: "pause-leader", needs: NEEDS, locks: LOCKS, make: || pause("pause-leader", Whom::Leader) },
     Entry {
