@@ -3,6 +3,9 @@
 //! A workload keeps to keys below its own prefix, so that several can share a
 //! run. It never decides whether an answer is right while it runs: it records.
 
+mod crew;
+pub mod watch;
+
 use std::sync::Arc;
 
 use crate::context::Context;
