@@ -130,15 +130,20 @@ where
     })
 }
 
-/// Calls until there is an answer, each time at the next member. For what claims
-/// need at the end, when every member serves.
+/// Calls until there is an answer, each time at the next member, beginning with
+/// the `first`. For what claims need at the end, when every member serves.
 ///
 /// # Errors
 /// When nobody answers for long, which after healing nobody may do.
-pub async fn insist(context: &Arc<Context>, workload: &'static str, call: Call) -> anyhow::Result<Outcome> {
+pub async fn insist(
+    context: &Arc<Context>,
+    workload: &'static str,
+    first: usize,
+    call: Call,
+) -> anyhow::Result<Outcome> {
     let deadline = Instant::now() + FINAL_READ_TIME_MAX;
     let mut last = Outcome::Unknown("no member was asked".to_owned());
-    for turn in 0.. {
+    for turn in first.. {
         if Instant::now() > deadline {
             break;
         }
@@ -163,7 +168,7 @@ pub async fn read_finally(
     span: Span,
 ) -> anyhow::Result<Vec<Kv>> {
     let action = Action::Range { span, revision: 0, limit: 0 };
-    let outcome = insist(context, workload, Call::Single { action, serializable: false }).await?;
+    let outcome = insist(context, workload, 0, Call::Single { action, serializable: false }).await?;
     Ok(kvs(&outcome).unwrap_or_default())
 }
 
@@ -173,7 +178,7 @@ pub async fn read_finally(
 /// See [`insist`].
 pub async fn revision_finally(context: &Arc<Context>, workload: &'static str) -> anyhow::Result<Revision> {
     let action = Action::Range { span: Span::key(format!("{workload}/")), revision: 0, limit: 0 };
-    match insist(context, workload, Call::Single { action, serializable: false }).await? {
+    match insist(context, workload, 0, Call::Single { action, serializable: false }).await? {
         Outcome::Ok(reply) => Ok(reply.revision),
         doubtful => anyhow::bail!("{workload}: an answer was {doubtful:?}"),
     }
