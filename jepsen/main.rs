@@ -7,6 +7,7 @@ mod faults;
 mod full_history;
 mod hosts;
 mod judge;
+mod probe;
 mod watcher;
 mod workloads;
 

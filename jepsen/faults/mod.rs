@@ -3,6 +3,8 @@
 //! A fault says how it was seen to have taken effect, or why not: a fault that
 //! had none proves nothing. Healing leaves the cluster as it was.
 
+pub mod catalogue;
+
 use std::pin::Pin;
 use std::sync::Arc;
 
