@@ -7,8 +7,10 @@
 pub mod history;
 pub mod verdict;
 
+mod attribution;
 mod calls;
 mod describe;
+mod event_log;
 mod model;
 mod random;
 mod simulator;
