@@ -12,6 +12,7 @@ mod register;
 mod request_ids;
 mod serializable;
 mod set;
+mod watch;
 
 use std::sync::Arc;
 
@@ -84,6 +85,11 @@ pub const CATALOGUE: &[Entry] = &[
         name: "request-ids",
         about: "writes repeated under the same id; each applied once",
         make: || Box::new(request_ids::RequestIds),
+    },
+    Entry {
+        name: "watch",
+        about: "watchers of every kind that move from member to member; nine guarantees",
+        make: || Box::<watch::Watch>::default(),
     },
 ];
 
