@@ -260,7 +260,7 @@ async fn write_big(mut writer: Worker) {
             return;
         }
         let puts = (0..BIG_KEYS).map(|number| {
-            let value = format!("{:-<BIG_VALUE_BYTES$}", writer.value());
+            let value = format!("{}{}", writer.value(), "-".repeat(BIG_VALUE_BYTES));
             Action::Put { key: format!("{NAME}/big{number}"), value, lease: 0, prev_kv: false }
         });
         let call = Call::Txn(Txn { success: puts.collect(), ..Txn::default() });
