@@ -16,7 +16,9 @@ mod matrix;
 mod nemesis;
 mod probe;
 mod report;
+mod results;
 mod run;
+mod self_check;
 mod suite;
 mod watcher;
 mod workloads;
@@ -26,33 +28,57 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::Args;
+use hosts::isolation::{Entered, Inside, enter};
+
+/// Calls that `--judge-speed` judges, and the time that it may take for them.
+const SPEED_CALLS: usize = 1_000_000;
+const SPEED_SECONDS_MAX: f64 = 10.0;
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     if args.judge_speed {
-        return Ok(pass(judge::linearizable::speed()));
+        return Ok(pass(judge_speed()));
     }
-    // Before any thread exists: what is entered holds for the threads that come after.
-    hosts::isolation::enter()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(perform(args)).map(pass)
-}
-
-async fn perform(args: Args) -> anyhow::Result<bool> {
-    if let Some(what) = &args.self_check {
-        return hosts::self_check(what, &args).await;
-    }
+    // These start a run each as a process of its own.
     if args.suite {
-        return suite::run(&args).await;
+        return suite::run(&args).map(pass);
     }
     if args.matrix {
-        return matrix::run(&args).await;
+        return matrix::run(&args).map(pass);
+    }
+    match enter()? {
+        Entered::Ended(code) => Ok(code),
+        Entered::Inside(inside) => inside_namespaces(&inside, &args),
+    }
+}
+
+fn inside_namespaces(inside: &Inside, args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = perform(inside, args) => result,
+            () = inside.stop.cancelled() => Err(anyhow::anyhow!("stopped by a signal")),
+        }
+    });
+    runtime.shutdown_background();
+    result.map(pass)
+}
+
+async fn perform(inside: &Inside, args: &Args) -> anyhow::Result<bool> {
+    if !args.self_check.is_empty() {
+        return self_check::run(inside, &args.self_check).await.map(|()| true);
     }
     let plan = args.plan()?;
-    let report = plan.run().await?;
+    let report = plan.run(inside).await?;
     print!("{}", report.text());
     println!("page and histories: {}", plan.out.display());
     Ok(report.objections().is_empty())
+}
+
+fn judge_speed() -> bool {
+    let (took, verdict) = judge::linearizable::speed(SPEED_CALLS);
+    println!("{SPEED_CALLS} calls judged in {:.2} s: {:?}", took.as_secs_f64(), verdict.outcome);
+    verdict.held() && took.as_secs_f64() < SPEED_SECONDS_MAX
 }
 
 fn pass(passed: bool) -> ExitCode {

@@ -6,10 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::args::Args;
+use crate::args::{Args, run_folder};
 use crate::faults::catalogue;
 use crate::results::{self, Line};
-use crate::run::Plan;
 use crate::suite;
 use crate::workloads;
 
@@ -21,55 +20,42 @@ const BESIDES: Duration = Duration::from_secs(60);
 const POWER_ALL_MIN: usize = 100;
 
 /// Runs until the time is over, or every cell is full and power has failed often enough.
-pub async fn run(args: &Args) -> anyhow::Result<bool> {
+pub fn run(args: &Args) -> anyhow::Result<bool> {
     let began = Instant::now();
     let limit = Duration::from_secs(args.minutes * 60);
     let mut passed = true;
-    let names: Vec<&'static str> = catalogue::FAULTS.iter().map(|entry| entry.name).collect();
     let mut tried: Vec<&str> = Vec::new();
     while began.elapsed() + DRIVEN + BESIDES < limit {
-        let Some(nemesis) = next(&results::read()?, &names, &tried) else { break };
+        let Some(nemesis) = next(&results::read()?, &tried) else { break };
         tried.push(nemesis);
-        let seed = u64::from(rand::random::<u32>());
-        let plan = Plan {
-            workloads: workloads::NAMES.to_vec(),
-            nemesis: nemesis.to_owned(),
-            time: DRIVEN,
-            seed,
-            members: catalogue::members(nemesis).max(args.nodes),
-            rate: args.rate,
-            binary: args.binary.clone(),
-            mutant: None,
-            out: args.out(&format!("matrix-{nemesis}-{seed}")),
-        };
-        let report = plan.run().await?;
-        let line = Line::of(&report, plan.members);
+        let mut plan = args.plan()?;
+        plan.workloads = workloads::names();
+        plan.nemesis = nemesis.to_owned();
+        plan.time = DRIVEN;
+        plan.seed = rand::random::<u32>().into();
+        plan.members = catalogue::find(nemesis)?.needs.members.max(args.nodes);
+        plan.out = run_folder(&args.out(), nemesis, plan.seed);
+        let line = suite::start(&plan)?;
         line.append()?;
         passed &= line.passed;
-        suite::print_run(&line, &plan, &report.text());
-        results::render(&names, workloads::NAMES)?;
+        results::render(catalogue::NAMES, &workloads::names())?;
     }
     Ok(passed)
 }
 
 /// The fault to run next; one that was tried in this sitting waits until every other was.
-fn next<'a>(lines: &[Line], faults: &[&'a str], tried: &[&str]) -> Option<&'a str> {
+fn next(lines: &[Line], tried: &[&str]) -> Option<&'static str> {
     let cells = results::cells(lines);
     let least = |fault: &str| {
-        let seconds = workloads::NAMES.iter().map(|workload| {
-            cells.get(&(fault.to_owned(), (*workload).to_owned())).copied().unwrap_or_default()
+        let seconds = workloads::names().into_iter().map(|workload| {
+            cells.get(&(fault.to_owned(), workload.to_owned())).copied().unwrap_or_default()
         });
         seconds.fold(f64::INFINITY, f64::min)
     };
-    let power_all: usize = lines
-        .iter()
-        .filter(|line| line.passed)
-        .filter_map(|line| line.faults.get("power-all"))
-        .map(|time| time.times)
-        .sum();
-    let wanting = faults.iter().filter(|fault| {
+    let power_all = results::power_failures_of_all(lines);
+    let wanting = catalogue::NAMES.iter().filter(|fault| {
         least(fault) < results::CELL_SECONDS_MIN || (**fault == "power-all" && power_all < POWER_ALL_MIN)
     });
     let times_tried = |fault: &str| tried.iter().filter(|name| **name == fault).count();
-    wanting.min_by(|a, b| times_tried(a).cmp(&times_tried(b)).then(least(a).total_cmp(&least(b)))).copied()
+    wanting.copied().min_by(|a, b| times_tried(a).cmp(&times_tried(b)).then(least(a).total_cmp(&least(b))))
 }

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::report::Report;
@@ -83,6 +84,23 @@ impl Line {
         }
     }
 
+    /// How many faults took effect.
+    pub fn fault_times(&self) -> usize {
+        self.faults.values().map(|time| time.times).sum()
+    }
+
+    /// Leaves it in the run's folder, for whoever started the run.
+    pub fn save(&self, folder: &Path) -> anyhow::Result<()> {
+        fs::write(folder.join("line.json"), serde_json::to_string(self)?)?;
+        Ok(())
+    }
+
+    /// What the run with this folder left.
+    pub fn load(folder: &Path) -> anyhow::Result<Line> {
+        let text = fs::read_to_string(folder.join("line.json")).context("the run left no result")?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// Adds it to the record.
     pub fn append(&self) -> anyhow::Result<()> {
         let mut file = OpenOptions::new().create(true).append(true).open(folder().join("results.jsonl"))?;
@@ -110,6 +128,12 @@ pub fn cells(lines: &[Line]) -> BTreeMap<(String, String), f64> {
     cells
 }
 
+/// How often power failed at all nodes at once in runs that passed.
+pub fn power_failures_of_all(lines: &[Line]) -> usize {
+    let passed = lines.iter().filter(|line| line.passed);
+    passed.filter_map(|line| line.faults.get("power-all")).map(|time| time.times).sum()
+}
+
 /// Writes the tables of `RESULTS.md` anew from the record.
 pub fn render(faults: &[&str], workloads: &[&str]) -> anyhow::Result<()> {
     let lines = read()?;
@@ -125,16 +149,14 @@ fn tables(lines: &[Line], faults: &[&str], workloads: &[&str]) -> String {
     let mut page = String::new();
     let passed: Vec<&Line> = lines.iter().filter(|line| line.passed).collect();
     let calls: usize = passed.iter().map(|line| line.ok + line.failed + line.unknown).sum();
-    let times = |line: &&Line| line.faults.values().map(|time| time.times).sum::<usize>();
-    let injected: usize = passed.iter().map(times).sum();
-    let power_all = passed.iter().filter_map(|line| line.faults.get("power-all"));
+    let injected: usize = passed.iter().map(|line| line.fault_times()).sum();
     let _ = writeln!(
         page,
         "{} runs on record, {} passed: {calls} calls, {injected} faults that took effect, among them {} power \
          failures of all nodes at once.\n",
         lines.len(),
         passed.len(),
-        power_all.map(|time| time.times).sum::<usize>()
+        power_failures_of_all(lines)
     );
     matrix(&mut page, lines, faults, workloads);
     let _ = writeln!(page, "\n## Runs\n\n| date (UTC) | commit | seed | nodes | nemesis | calls | faults | result |");
@@ -143,7 +165,7 @@ fn tables(lines: &[Line], faults: &[&str], workloads: &[&str]) -> String {
         let calls = line.ok + line.failed + line.unknown;
         let result = if line.passed { "passed".to_owned() } else { line.objections.join("; ").replace('|', "/") };
         let Line { date, commit, seed, members, nemesis, .. } = line;
-        let faults = times(&line);
+        let faults = line.fault_times();
         let _ = writeln!(page, "| {date} | {commit} | {seed} | {members} | {nemesis} | {calls} | {faults} | {result} |");
     }
     page

@@ -1,20 +1,23 @@
 //! One run: hosts up, workloads and faults side by side, heal, read, judge.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::context::Context;
 use crate::full_history::FullHistory;
+use crate::hosts::isolation::Inside;
 use crate::hosts::{Hosts, Shape};
 use crate::judge::verdict::Verdict;
 use crate::judge::{edn, history::History};
-use crate::nemesis::Schedule;
+use crate::nemesis::{self, Nemesis, Rhythm};
+use crate::probe;
 use crate::report::{NodeTrouble, Report};
+use crate::results::Line;
 use crate::workloads::{self, Workload};
 
 /// What one run shall do.
@@ -22,6 +25,7 @@ use crate::workloads::{self, Workload};
 pub struct Plan {
     pub workloads: Vec<&'static str>,
     pub nemesis: String,
+    pub rhythm: Rhythm,
     pub time: Duration,
     pub seed: u64,
     pub members: usize,
@@ -34,6 +38,8 @@ pub struct Plan {
     pub out: PathBuf,
 }
 
+/// Hosts that faults may make members of, at most.
+const SPARES: usize = 2;
 /// After healing, every member must serve within this time.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Reads at the end that take longer than this mean that something hangs.
@@ -42,46 +48,55 @@ const FINISH_TIME_MAX: Duration = Duration::from_secs(60);
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 impl Plan {
+    /// The arguments that ask for this run.
+    pub fn arguments(&self) -> Vec<String> {
+        let out = self.out.parent().unwrap_or(&self.out);
+        let named = [
+            ("--workload", self.workloads.join(",")),
+            ("--nemesis", self.nemesis.clone()),
+            ("--time", self.time.as_secs().to_string()),
+            ("--seed", self.seed.to_string()),
+            ("--nodes", self.members.to_string()),
+            ("--rate", self.rate.to_string()),
+            ("--hold", self.rhythm.hold.as_secs_f64().to_string()),
+            ("--breathe", self.rhythm.breathe.as_secs_f64().to_string()),
+            ("--binary", self.binary.display().to_string()),
+            ("--out", out.display().to_string()),
+        ];
+        let mutant = self.mutant.clone().map(|name| ("--mutant", name));
+        named.into_iter().chain(mutant).flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
     /// The command that does this run again.
     pub fn replay(&self) -> String {
-        let mutant = self.mutant.as_ref().map(|name| format!(" --mutant {name}")).unwrap_or_default();
-        format!(
-            "cargo test --release --test jepsen -- --workload {} --nemesis {} --time {} --seed {} --nodes {} \
-             --rate {}{mutant}",
-            self.workloads.join(","),
-            self.nemesis,
-            self.time.as_secs(),
-            self.seed,
-            self.members,
-            self.rate
-        )
+        format!("cargo test --release --test jepsen -- {}", self.arguments().join(" "))
     }
 
     /// Does it, writes its page, and returns what it showed.
     ///
     /// # Errors
     /// Only when the harness could not begin; what goes wrong later is in the report.
-    pub async fn run(&self) -> anyhow::Result<Report> {
+    pub async fn run(&self, inside: &Inside) -> anyhow::Result<Report> {
         let began = Instant::now();
-        let schedule = Schedule::parse(&self.nemesis, self.seed)?;
+        let faults = self.faults(inside).await?;
         let chosen = self.workloads.iter().map(|name| workloads::by_name(name));
         let chosen = chosen.collect::<anyhow::Result<Vec<_>>>()?;
-        let hosts = self.hosts(&schedule).await?;
+        let hosts = self.hosts(inside, &faults).await?;
         hosts.start_all().await.context("the cluster did not start")?;
         let context = Arc::new(Context::new(self.seed, hosts, self.rate));
 
         let mut harness = Vec::new();
         let full_history = FullHistory::begin(context.clone());
-        let driven = self.drive(&context, &chosen, schedule, &mut harness).await;
+        let driven = self.drive(&context, &chosen, faults, &mut harness).await;
         let mut verdicts = vec![("cluster", settle(&context).await)];
         for workload in &chosen {
             let finished = tokio::time::timeout(FINISH_TIME_MAX, workload.finish(context.clone())).await;
             note(&mut harness, workload.name(), finished);
         }
         note(&mut harness, "full history", tokio::time::timeout(FINISH_TIME_MAX, full_history.finish()).await);
+        harness.extend(context.hosts.complaints());
         let nodes = trouble(&context.hosts);
         let history = context.history();
-        context.hosts.stop_all().await;
         verdicts.extend(judge(&chosen, &history));
 
         let report = Report {
@@ -101,14 +116,30 @@ impl Plan {
         Ok(report)
     }
 
-    async fn hosts(&self, schedule: &Schedule) -> anyhow::Result<Hosts> {
-        let mut shape = Shape::new(self.members, self.binary.clone());
-        shape.spares = schedule.spares();
-        let hosts = Hosts::create(shape).await.context("the hosts could not be made")?;
-        for host in &hosts.hosts {
-            host.set_environment("MAINSTAY_MUTANT", self.mutant.as_deref());
+    /// The faults that were asked for, if this machine can do them all.
+    async fn faults(&self, inside: &Inside) -> anyhow::Result<nemesis::Plan> {
+        let plan = nemesis::Plan::parse(&self.nemesis)?;
+        let (plan, left_out) = plan.fitted(self.members, SPARES)?;
+        if !left_out.is_empty() {
+            println!("too small a cluster for: {}", left_out.join(", "));
         }
-        schedule.prepare(&hosts)?;
+        let mut missing = Vec::new();
+        for (ability, found) in probe::all(&plan.abilities(), &inside.run, &self.binary).await {
+            match found {
+                Ok(evidence) => println!("can do {ability:?}: {evidence}"),
+                Err(reason) => missing.push(format!("{ability:?}: {reason:#}")),
+            }
+        }
+        ensure!(missing.is_empty(), "this machine cannot do what the faults need: {}", missing.join("; "));
+        Ok(plan)
+    }
+
+    async fn hosts(&self, inside: &Inside, faults: &nemesis::Plan) -> anyhow::Result<Hosts> {
+        let spares = faults.entries().iter().map(|entry| entry.needs.spares).max().unwrap_or(0);
+        let mut shape = Shape::new(&inside.run, self.members, spares, self.binary.clone());
+        shape.environment.extend(self.mutant.clone().map(|name| ("MAINSTAY_MUTANT".to_owned(), name)));
+        let hosts = Hosts::create(shape).await.context("the hosts could not be made")?;
+        nemesis::prepare(faults, &hosts).await?;
         Ok(hosts)
     }
 
@@ -117,14 +148,18 @@ impl Plan {
         &self,
         context: &Arc<Context>,
         chosen: &[Box<dyn Workload>],
-        schedule: Schedule,
+        faults: nemesis::Plan,
         harness: &mut Vec<String>,
     ) -> Duration {
         let began = Instant::now();
         let workers: Vec<_> =
-            chosen.iter().map(|w| (w.name(), tokio::spawn(w.drive(context.clone())))).collect();
-        let nemesis = tokio::spawn(schedule.drive(context.clone()));
+            chosen.iter().map(|workload| (workload.name(), tokio::spawn(workload.drive(context.clone())))).collect();
+        let nemesis = Nemesis::start(context, faults, self.rhythm);
         tokio::time::sleep(self.time).await;
+        // The last fault is healed before clients stop: they also see how the cluster comes back.
+        if let Err(error) = nemesis.stop().await {
+            harness.push(format!("{error:#}"));
+        }
         context.stop();
         let driven = began.elapsed();
         for (name, worker) in workers {
@@ -135,17 +170,13 @@ impl Plan {
                 Err(_) => harness.push(format!("{name} did not stop")),
             }
         }
-        match nemesis.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => harness.push(format!("nemesis: {error:#}")),
-            Err(panic) => harness.push(format!("nemesis: {panic}")),
-        }
         driven
     }
 
     /// The page, the histories as EDN, and the nodes' logs when something is wrong.
     fn keep(&self, report: &Report, hosts: &Hosts) -> anyhow::Result<()> {
         report.write(&self.out)?;
+        Line::of(report, self.members).save(&self.out)?;
         for (name, text) in edn::files(&report.history) {
             fs::write(self.out.join(name), text)?;
         }
@@ -184,11 +215,8 @@ fn judge(chosen: &[Box<dyn Workload>], history: &History) -> Vec<(&'static str, 
         verdicts.extend(workload.judge(history).into_iter().map(|verdict| (workload.name(), verdict)));
     }
     // Claims about the whole database come from every workload that makes them; one of each is enough.
-    let mut seen = BTreeMap::new();
-    verdicts.retain(|(_, verdict)| match verdict.checked {
-        0 => true,
-        checked => seen.insert((verdict.claim, checked), ()).is_none(),
-    });
+    let mut seen = HashSet::new();
+    verdicts.retain(|(_, verdict)| seen.insert((verdict.claim, verdict.checked)));
     verdicts
 }
 

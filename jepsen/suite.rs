@@ -1,8 +1,9 @@
 //! Several runs in a row, one family of faults each: what `make jepsen` does.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::args::Args;
+use crate::args::{Args, run_folder};
 use crate::results::Line;
 use crate::run::Plan;
 use crate::workloads;
@@ -19,37 +20,29 @@ const RUNS: [&str; 8] = [
     "grow-shrink,replace-node,remove-leader",
     "clock-jump,clock-rate,compact,snapshot-behind",
 ];
-/// Seconds that each run is driven; with setting up and judging, eight take ten minutes.
+/// How long each run is driven; with setting up and judging, eight take ten minutes.
 const DRIVEN: Duration = Duration::from_secs(60);
 /// What the suite as a whole must have reached to count.
 const CALLS_MIN: usize = 120_000;
 const FAULTS_MIN: usize = 60;
 
 /// Runs the suite; whether everything passed.
-pub async fn run(args: &Args) -> anyhow::Result<bool> {
+pub fn run(args: &Args) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let seed = args.seed.unwrap_or_else(rand::random::<u32>().into());
+    let seed = args.seed.unwrap_or_else(|| rand::random::<u32>().into());
     println!("seed {seed}");
     let (mut calls, mut faults, mut failures) = (0, 0, 0);
     for (index, nemesis) in RUNS.iter().enumerate() {
-        let seed = seed + index as u64;
-        let plan = Plan {
-            workloads: workloads::NAMES.to_vec(),
-            nemesis: (*nemesis).to_owned(),
-            time: DRIVEN,
-            seed,
-            members: 3,
-            rate: args.rate,
-            binary: args.binary.clone(),
-            mutant: None,
-            out: args.out(&format!("suite-{index}-{seed}")),
-        };
-        let report = plan.run().await?;
-        let line = Line::of(&report, plan.members);
+        let mut plan = args.plan()?;
+        plan.workloads = workloads::names();
+        plan.nemesis = (*nemesis).to_owned();
+        plan.time = DRIVEN;
+        plan.seed = seed + index as u64;
+        plan.out = run_folder(&args.out(), nemesis, plan.seed);
+        let line = start(&plan)?;
         calls += line.ok + line.failed + line.unknown;
-        faults += line.faults.values().map(|time| time.times).sum::<usize>();
+        faults += line.fault_times();
         failures += usize::from(!line.passed);
-        print_run(&line, &plan, &report.text());
     }
     let took = began.elapsed().as_secs();
     println!("\n{} runs in {took} s: {failures} failed; {calls} calls, {faults} faults took effect", RUNS.len());
@@ -60,13 +53,25 @@ pub async fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(failures == 0 && enough)
 }
 
-/// A line for a run that passed, the whole page for one that did not.
-pub fn print_run(line: &Line, plan: &Plan, page: &str) {
-    let faults: usize = line.faults.values().map(|time| time.times).sum();
-    let Line { nemesis, seed, ok, failed, unknown, .. } = line;
+/// Does the run as a process of its own, so that nothing of one run reaches the
+/// next, and tells how it went in a line.
+///
+/// # Errors
+/// When it left no result.
+pub fn start(plan: &Plan) -> anyhow::Result<Line> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(plan.arguments()).stdout(Stdio::null());
+    command.status()?;
+    let line = Line::load(&plan.out)?;
+    let Line { nemesis, seed, ok, failed, unknown, .. } = &line;
     let word = if line.passed { "passed" } else { "FAILED" };
+    let faults = line.fault_times();
     println!("{word}  {nemesis} (seed {seed}): {ok} ok, {failed} failed, {unknown} unknown; {faults} faults");
-    if !line.passed {
-        println!("{page}\npage, histories and logs: {}", plan.out.display());
+    for objection in &line.objections {
+        println!("        {objection}");
     }
+    if !line.passed {
+        println!("        page, histories and logs: {}", plan.out.display());
+    }
+    Ok(line)
 }

@@ -6,3 +6,26 @@
 
 pub mod history;
 pub mod verdict;
+
+mod attribution;
+mod calls;
+mod describe;
+mod event_log;
+mod model;
+mod random;
+mod simulator;
+
+pub mod append;
+pub mod bank;
+pub mod convergence;
+pub mod lease;
+pub mod linearizable;
+pub mod lock;
+pub mod membership;
+pub mod request_ids;
+pub mod revision_order;
+pub mod serializable;
+pub mod set;
+pub mod watch;
+
+pub mod edn;
