@@ -85,6 +85,8 @@ pub enum Lock {
     Nodes,
     /// The clocks of the nodes.
     Clocks,
+    /// How fast the network is.
+    Pace,
     /// The shape of the network: two partitions at once would be a third one.
     Links,
 }
