@@ -21,7 +21,7 @@ pub struct Kv {
 
 /// A key alone, or every key from `key` up to but not including `end`. An
 /// `end` of `"\0"` means "to the last key", as on the wire.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Span {
     pub key: String,
     pub end: Option<String>,
@@ -122,6 +122,14 @@ pub enum Call {
         revision: Revision,
     },
     MemberList,
+    /// Takes the node of host `node` out of the cluster.
+    MemberRemove {
+        node: usize,
+    },
+    /// Lets the node of host `node` join, in whatever way.
+    MemberAdd {
+        node: usize,
+    },
 }
 
 /// The answer to one [`Action`].
@@ -158,6 +166,7 @@ pub enum Body {
         hash_revision: Revision,
         compact_revision: Revision,
     },
+    /// Of a list, an addition and a removal.
     Members {
         names: Vec<String>,
     },
@@ -239,9 +248,13 @@ pub enum WatchBody {
     },
 }
 
+/// The watcher of everything from revision 1 on, which the order of revisions is taken from. Without
+/// compaction it may be recorded when the run ends; with compaction it runs live, across reconnects.
+pub const FULL_HISTORY: u64 = u64::MAX;
+
 /// One watch on one connection. A watcher that reconnects opens another with
 /// the same `watcher` number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchStream {
     pub watcher: u64,
     pub node: usize,
@@ -250,6 +263,12 @@ pub struct WatchStream {
     /// As requested; 0 means from the moment of creation.
     pub start_revision: Revision,
     pub prev_kv: bool,
+    /// Whether it asked to be told of no puts.
+    pub no_put: bool,
+    /// Whether it asked to be told of no deletions.
+    pub no_delete: bool,
+    /// Whether a large revision may come in several responses.
+    pub fragment: bool,
     pub opened_ns: u64,
     pub items: Vec<WatchItem>,
     /// Why it ended when the server did not cancel it.

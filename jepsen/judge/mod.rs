@@ -6,3 +6,18 @@
 
 pub mod history;
 pub mod verdict;
+
+pub mod append;
+pub mod bank;
+pub mod convergence;
+pub mod lease;
+pub mod linearizable;
+pub mod lock;
+pub mod membership;
+pub mod request_ids;
+pub mod revision_order;
+pub mod serializable;
+pub mod set;
+pub mod watch;
+
+pub mod edn;
