@@ -50,7 +50,14 @@ pub const NAMES: &[&str] = &[
 ];
 
 /// The tables of all families. A new family's table is added here.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[
+    super::partition::FAULTS,
+    super::delay::FAULTS,
+    super::network::FAULTS,
+    super::clock::FAULTS,
+    super::membership::FAULTS,
+    super::maintenance::FAULTS,
+];
 
 /// One fault, as the schedule sees it.
 #[derive(Clone, Copy)]

@@ -13,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::catalogue::{Entry, Lock, Needs};
 use super::{Deed, Fault, leader_or_any, within};
@@ -21,10 +20,8 @@ use crate::context::Context;
 use crate::hosts::{Host, Hosts, command};
 use crate::probe::Ability;
 
-pub const FAULTS: &[Entry] = &[
-    entry("clock-jump", || Box::new(Jump::default())),
-    entry("clock-rate", || Box::new(Rate::default())),
-];
+pub const FAULTS: &[Entry] =
+    &[entry("clock-jump", || Box::new(Jump::default())), entry("clock-rate", || Box::new(Rate::default()))];
 
 const fn entry(name: &'static str, make: fn() -> Box<dyn Fault>) -> Entry {
     let needs = Needs { members: 1, spares: 0, abilities: &[Ability::ClockShim] };
@@ -86,18 +83,26 @@ struct Setting {
 }
 
 impl Setting {
-    const TRUE: Setting = Setting { from: 0, drift_at: 0, rate_before: MILLION, rate_after: MILLION, shift: 0 };
+    const TRUE: Setting =
+        Setting { from: 0, drift_at: 0, rate_before: MILLION, rate_after: MILLION, shift: 0 };
 
     /// Told minus real time, of the monotonic clock.
     fn drift(&self, at: i64) -> i64 {
         let rate = if at < self.from { self.rate_before } else { self.rate_after };
-        self.drift_at + i64::try_from(i128::from(at - self.from) * i128::from(rate - MILLION) / 1_000_000)
-            .expect("a run is shorter than a century")
+        self.drift_at
+            + i64::try_from(i128::from(at - self.from) * i128::from(rate - MILLION) / 1_000_000)
+                .expect("a run is shorter than a century")
     }
 
     /// The same clock, at another speed from a moment on.
     fn turned(&self, at: i64, rate: i64) -> Setting {
-        Setting { from: at, drift_at: self.drift(at), rate_before: self.rate_after, rate_after: rate, ..*self }
+        Setting {
+            from: at,
+            drift_at: self.drift(at),
+            rate_before: self.rate_after,
+            rate_after: rate,
+            ..*self
+        }
     }
 }
 
@@ -135,8 +140,7 @@ impl Page {
     /// Writes between two sequence numbers, the first of which is odd: whoever reads meanwhile reads again.
     fn write(&self, file: &File, sequence: u64, setting: Setting) -> anyhow::Result<()> {
         file.write_all_at(&(sequence + 1).to_ne_bytes(), 8)?;
-        let fields =
-            [setting.from, setting.drift_at, setting.rate_before, setting.rate_after, setting.shift];
+        let fields = [setting.from, setting.drift_at, setting.rate_before, setting.rate_after, setting.shift];
         file.write_all_at(&fields.map(i64::to_ne_bytes).concat(), 16)?;
         file.write_all_at(&(sequence + 2).to_ne_bytes(), 8)?;
         Ok(())
@@ -167,8 +171,12 @@ impl Page {
 }
 
 /// The machine's monotonic clock, which no page moves.
+#[allow(unsafe_code, reason = "std shows no clock as a number, and the page needs one")]
 fn real_ns() -> i64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec that lives through the call.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(result, 0, "Linux has a monotonic clock");
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
@@ -200,7 +208,10 @@ impl Fault for Jump {
                 let _ = host.status().await;
                 let told = page.told()?;
                 let (reads, error_s) = (told.wall_reads - before.wall_reads, told.wall_error / 1_000_000_000);
-                ensure!(reads > 0 && error_s.abs() >= JUMP_S - 10, "{reads} looks at the clock, off by {error_s} s");
+                ensure!(
+                    reads > 0 && error_s.abs() >= JUMP_S - 10,
+                    "{reads} looks at the clock, off by {error_s} s"
+                );
                 Ok(format!("{}: asked {reads} times since, it was told a time {error_s} s off", host.name))
             })
             .await
@@ -245,7 +256,10 @@ impl Fault for Rate {
                     "{reads} looks at the clock, {gained} ms gained in {real} ms"
                 );
                 let speed = rate as f64 / MILLION as f64;
-                Ok(format!("{} at speed {speed}: asked {reads} times, {gained} ms gained in {real} ms", host.name))
+                Ok(format!(
+                    "{} at speed {speed}: asked {reads} times, {gained} ms gained in {real} ms",
+                    host.name
+                ))
             })
             .await
         })

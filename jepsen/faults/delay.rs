@@ -23,7 +23,8 @@ use crate::context::Context;
 use crate::hosts::command;
 use crate::probe::Ability;
 
-pub const FAULTS: &[Entry] = &[entry("delay", || Delay::boxed("delay")), entry("jitter", || Delay::boxed("jitter"))];
+pub const FAULTS: &[Entry] =
+    &[entry("delay", || Delay::boxed("delay")), entry("jitter", || Delay::boxed("jitter"))];
 
 const fn entry(name: &'static str, make: fn() -> Box<dyn Fault>) -> Entry {
     let needs = Needs { members: 2, spares: 0, abilities: &[Ability::Nfqueue] };
@@ -73,8 +74,9 @@ impl Fault for Delay {
             for member in members.iter().filter(|member| **member != leader) {
                 let (a, b) = (from.ip, context.hosts.hosts[*member].ip);
                 for (source, target) in [(a, b), (b, a)] {
-                    let rule =
-                        format!("FORWARD -s {source} -d {target} -j NFQUEUE --queue-num {QUEUE} --queue-bypass");
+                    let rule = format!(
+                        "FORWARD -s {source} -d {target} -j NFQUEUE --queue-num {QUEUE} --queue-bypass"
+                    );
                     command::line(&format!("iptables -w -A {rule}")).await?;
                     self.rules.push(rule);
                 }

@@ -3,7 +3,7 @@
 //! Calls are repeated until a deadline, on every member in turn, as an operator
 //! would: while other faults are on, any one call may fail.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -65,22 +65,15 @@ pub async fn anywhere<T, F>(
 where
     F: Future<Output = Result<tonic::Response<T>, Status>>,
 {
-    let turn = std::cell::Cell::new(0);
-    let turn = Arc::new(std::sync::atomic::AtomicUsize::new(turn.take()));
-    within(time, || {
-        let (turn, make) = (turn.clone(), &make);
-        async move {
-            let running: Vec<usize> = context.hosts.members().into_iter().filter(|i| runs(context, *i)).collect();
-            let next = turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let index = running.get(next % running.len().max(1)).context("no member runs")?;
-            call(&context.hosts.hosts[*index], make).await
-        }
+    let turn = AtomicUsize::new(0);
+    within(time, || async {
+        let mut running = context.hosts.members();
+        running.retain(|index| context.hosts.hosts[*index].running() != Running::No);
+        let next = turn.fetch_add(1, Ordering::Relaxed);
+        let index = running.get(next % running.len().max(1)).context("no member runs")?;
+        call(&context.hosts.hosts[*index], &make).await
     })
     .await
-}
-
-fn runs(context: &Context, index: usize) -> bool {
-    context.hosts.hosts[index].running() != Running::No
 }
 
 /// The members, as the cluster agrees on them.
@@ -180,7 +173,8 @@ pub async fn move_leader(from: &Host, to: u64) -> anyhow::Result<()> {
 /// When the page cannot be read or has no such line.
 pub async fn metric(host: &Host, name: &str) -> anyhow::Result<f64> {
     let page = tokio::time::timeout(PAGE_TIME_MAX, page(host, "/metrics"));
-    let page = page.await.map_err(|_| anyhow!("{} shows no metrics within {PAGE_TIME_MAX:?}", host.name))??;
+    let page =
+        page.await.map_err(|_| anyhow!("{} shows no metrics within {PAGE_TIME_MAX:?}", host.name))??;
     let mut found = None;
     for line in page.lines() {
         let Some(rest) = line.strip_prefix(name) else { continue };

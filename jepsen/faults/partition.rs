@@ -23,7 +23,9 @@ use crate::probe::Ability;
 
 pub const FAULTS: &[Entry] = &[
     entry("partition-leader-alone", || Partition::boxed("partition-leader-alone", Shape::LeaderAlone)),
-    entry("partition-leader-majority", || Partition::boxed("partition-leader-majority", Shape::LeaderMajority)),
+    entry("partition-leader-majority", || {
+        Partition::boxed("partition-leader-majority", Shape::LeaderMajority)
+    }),
     entry("partition-halves", || Partition::boxed("partition-halves", Shape::Halves)),
     entry("partition-ring", || Partition::boxed("partition-ring", Shape::Ring)),
     entry("partition-bridge", || Partition::boxed("partition-bridge", Shape::Bridge)),
