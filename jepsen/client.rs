@@ -307,6 +307,10 @@ async fn send(channel: Channel, envelope: &Envelope, call: &Call) -> Result<Repl
             let names = response.members.into_iter().map(|member| member.name).collect();
             Ok(translate::reply(response.header, Body::Members { names }))
         }
+        // Several steps on several nodes; whoever takes them records them.
+        Call::MemberAdd { .. } | Call::MemberRemove { .. } => {
+            Err(Nonsense("not a call to one node".to_owned()).into())
+        }
     }
 }
 

@@ -10,11 +10,9 @@ use std::time::Duration;
 
 use crate::client;
 use crate::context::Context;
-use crate::judge::history::{Revision, Span};
+use crate::judge::history::{FULL_HISTORY, Revision, Span};
 use crate::watcher::{Habits, Watcher, Wish};
 
-/// Its watcher's number in the history.
-pub const WATCHER: u64 = u64::MAX;
 /// Its workload's name in the history.
 pub const WORKLOAD: &str = "full-history";
 /// It stays no longer than about this with one member, which may be cut off from the others.
@@ -31,7 +29,7 @@ impl FullHistory {
         let everything = Span { key: "\0".to_owned(), end: Some("\0".to_owned()) };
         let wish = Wish::new(WORKLOAD, everything, 1);
         let habits = Habits { move_every: Some(MOVE_EVERY), ..Habits::default() };
-        FullHistory { watcher: Watcher::start_as(context, WATCHER, wish, habits) }
+        FullHistory { watcher: Watcher::start_as(context, FULL_HISTORY, wish, habits) }
     }
 
     /// Up to where it is complete. A compaction beyond it would leave a gap.

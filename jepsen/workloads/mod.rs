@@ -3,6 +3,17 @@
 //! A workload keeps to keys below its own prefix, so that several can share a
 //! run. It never decides whether an answer is right while it runs: it records.
 
+mod crew;
+
+mod append;
+mod bank;
+mod kv;
+mod register;
+mod request_ids;
+mod serializable;
+mod set;
+mod watch;
+
 use std::sync::Arc;
 
 use crate::context::Context;
@@ -26,4 +37,60 @@ pub trait Workload: Send + Sync {
 
     /// Judges its own part of the history.
     fn judge(&self, history: &History) -> Vec<Verdict>;
+}
+
+/// One line of the catalogue: a name, what the workload does, and how it is made.
+pub struct Entry {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub make: fn() -> Box<dyn Workload>,
+}
+
+/// Every workload there is.
+pub const CATALOGUE: &[Entry] = &[
+    Entry {
+        name: "register",
+        about: "reads, writes and compare-and-sets of single keys; linearizable",
+        make: || Box::<register::Register>::default(),
+    },
+    Entry {
+        name: "kv",
+        about: "puts, deletions, ranges, transactions and leases on few keys; one order explains all",
+        make: || Box::new(kv::MixedKv),
+    },
+    Entry {
+        name: "append",
+        about: "transactions that append to lists; strictly serializable",
+        make: || Box::<append::Append>::default(),
+    },
+    Entry {
+        name: "set",
+        about: "elements added by compare-and-set; none lost, none invented",
+        make: || Box::<set::Set>::default(),
+    },
+    Entry {
+        name: "bank",
+        about: "transfers between accounts; the total never changes",
+        make: || Box::<bank::Bank>::default(),
+    },
+    Entry {
+        name: "serializable",
+        about: "serializable reads at every member; old at worst",
+        make: || Box::new(serializable::Serializable),
+    },
+    Entry {
+        name: "request-ids",
+        about: "writes repeated under the same id; each applied once",
+        make: || Box::new(request_ids::RequestIds),
+    },
+    Entry {
+        name: "watch",
+        about: "watchers of every kind that move from member to member; nine guarantees",
+        make: || Box::<watch::Watch>::default(),
+    },
+];
+
+/// The workload of this name.
+pub fn by_name(name: &str) -> Option<Box<dyn Workload>> {
+    CATALOGUE.iter().find(|entry| entry.name == name).map(|entry| (entry.make)())
 }
