@@ -7,6 +7,7 @@ mod faults;
 mod full_history;
 mod hosts;
 mod judge;
+mod nemesis;
 mod probe;
 mod watcher;
 mod workloads;
@@ -38,6 +39,9 @@ async fn self_check(inside: &Inside, args: &[String]) -> anyhow::Result<()> {
         [flag, what] if flag == "--self-check" && what == "hosts" => {
             hosts::check::run(inside, binary.into()).await
         }
-        _ => anyhow::bail!("usage: --self-check hosts"),
+        [flag, what, words @ ..] if flag == "--self-check" && what == "faults" => {
+            faults::check::run(inside, binary.into(), words).await
+        }
+        _ => anyhow::bail!("usage: --self-check hosts | faults [PLAN] [MEMBERS]"),
     }
 }

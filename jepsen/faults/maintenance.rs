@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use mainstay::wire::etcdserverpb as pb;
-use mainstay::wire::etcdserverpb::kv_client::KvClient;
 use mainstay::wire::etcdserverpb::lease_client::LeaseClient;
 use mainstay::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use rand::RngExt as _;
@@ -20,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::catalogue::{Entry, Lock, Needs};
 use super::partition::Cut;
 use super::{Deed, Fault, leader_or_any, names, operator, within};
+use crate::client::Client;
 use crate::context::Context;
 use crate::hosts::Host;
-use crate::judge::history::{Body, Call, Op, Outcome, Reply, Revision};
+use crate::judge::history::{Call, Outcome, Revision};
 use crate::probe::Ability;
 
 pub const FAULTS: &[Entry] = &[
@@ -125,6 +125,8 @@ struct Compact {
     task: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
+/// As what its calls are recorded.
+const NAME: &str = "nemesis";
 /// Between two compactions.
 const COMPACT_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the first may take to show.
@@ -140,8 +142,7 @@ impl Fault for Compact {
             let members = context.hosts.members();
             let rewritten = *members.choose(rng).context("there are members")?;
             let kept: i64 = rng.random_range(0..=200);
-            let physical = rng.random_bool(0.5);
-            let mark = within(COMPACT_TIME_MAX, || compact(context, kept, physical)).await?;
+            let mark = within(COMPACT_TIME_MAX, || compact(context, kept)).await?;
             let host = &context.hosts.hosts[rewritten];
             operator::call(host, |channel| async move {
                 MaintenanceClient::new(channel).defragment(pb::DefragmentRequest {}).await
@@ -158,12 +159,12 @@ impl Fault for Compact {
                 while !stop.is_cancelled() {
                     let _ = tokio::time::timeout(COMPACT_INTERVAL, stop.cancelled()).await;
                     // While other faults are on, it may well not work.
-                    let _ = compact(&context, kept, physical).await;
+                    let _ = compact(&context, kept).await;
                 }
                 Ok(())
             }));
             Ok(format!(
-                "all but {kept} revisions, up to {mark} first (physical: {physical}); {} shows {shown} and was \
+                "all but {kept} revisions, up to {mark} first; {} shows {shown} and was \
                  rewritten",
                 host.name
             ))
@@ -181,43 +182,16 @@ impl Fault for Compact {
     }
 }
 
-/// Forgets all but the last revisions, by some member, and records the call as a client's: who judges
-/// the history must know of it.
-async fn compact(context: &Context, kept: i64, physical: bool) -> anyhow::Result<Revision> {
+/// Forgets all but the last revisions, by way of the leader. The call is recorded like a client's: who judges the
+/// history must know of it.
+async fn compact(context: &Arc<Context>, kept: i64) -> anyhow::Result<Revision> {
     let leader = leader_or_any(context, &context.hosts.members()).await;
-    let host = &context.hosts.hosts[leader];
-    let revision = host.read().await? - kept;
+    let revision = context.hosts.hosts[leader].read().await? - kept;
     ensure!(revision > 0, "there is no history of {kept} revisions yet");
-    let mut op = Op {
-        process: context.process(),
-        node: leader,
-        workload: "nemesis",
-        call: Call::Compact { revision },
-        request_id: None,
-        invoked_ns: context.now_ns(),
-        returned_ns: 0,
-        outcome: Outcome::Unknown("no answer".to_owned()),
-    };
-    let request = pb::CompactionRequest { revision, physical };
-    let answer = operator::call(host, |channel| async move { KvClient::new(channel).compact(request).await });
-    let answer = answer.await;
-    op.returned_ns = context.now_ns();
-    let refused = answer.as_ref().err().and_then(|error| error.downcast_ref::<tonic::Status>());
-    op.outcome = match (&answer, refused) {
-        (Ok(response), _) => {
-            let revision = response.header.as_ref().map_or(0, |header| header.revision);
-            Outcome::Ok(Reply { revision, body: Body::Compact })
-        }
-        (Err(_), Some(status)) if status.code() == tonic::Code::OutOfRange => {
-            Outcome::Failed(status.message().to_owned())
-        }
-        (Err(error), _) => Outcome::Unknown(format!("{error:#}")),
-    };
-    let compacted_already = matches!(op.outcome, Outcome::Failed(_));
-    context.record(op);
-    match answer {
-        Err(error) if !compacted_already => Err(error),
-        _ => Ok(revision),
+    let mut client = Client::new(context, NAME, leader).with_deadline(COMPACT_TIME_MAX);
+    match client.call(Call::Compact { revision }).await {
+        Outcome::Ok(_) => Ok(revision),
+        Outcome::Failed(why) | Outcome::Unknown(why) => bail!("not compacted to {revision}: {why}"),
     }
 }
 

@@ -16,6 +16,7 @@ use super::catalogue::{Entry, Lock, Needs};
 use super::{Deed, Fault, leader_or_any, names, operator, within};
 use crate::context::Context;
 use crate::hosts::{Host, Running};
+use crate::judge::history::{Body, Call, Op, Outcome, Reply};
 
 pub const FAULTS: &[Entry] = &[
     Entry {
@@ -51,28 +52,69 @@ const REMOVED_CODE: &str = "exit status: 7";
 
 /// Makes a host's node, which does not run, a voter with an empty disk.
 async fn join(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
+    host.expect_exit(true);
     host.wipe().await?;
+    let node = host.index;
+    recorded(context, node, Call::MemberAdd { node }, vote(context, host, as_learner)).await?;
+    host.expect_exit(false);
+    Ok(())
+}
+
+async fn vote(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
     let urls: Vec<String> =
         context.hosts.members().iter().map(|index| context.hosts.hosts[*index].client_url()).collect();
     host.set_environment("MAINSTAY_KIND", as_learner.then_some("learner"));
     host.start_joining(&urls).await?;
     host.set_environment("MAINSTAY_KIND", None);
-    if as_learner {
-        within(CHANGE_TIME_MAX, || async {
-            // A node that cannot reach anybody while it joins ends, and is started again.
-            start_again(host).await?;
-            operator::promote(context, host, Duration::from_secs(2)).await
-        })
-        .await?;
-    }
     within(CHANGE_TIME_MAX, || async {
+        // A node that reaches nobody while it joins ends, and is started again.
         start_again(host).await?;
+        if as_learner {
+            operator::promote(context, host, Duration::from_secs(2)).await?;
+        }
         operator::wait_voter(context, host, Duration::from_secs(2)).await
     })
     .await?;
-    host.expect_exit(false);
     context.hosts.set_member(host.index, true);
     Ok(())
+}
+
+/// Makes a change and records it like a client's call: the judges must know from when on a node may serve, and until
+/// when.
+async fn recorded<T>(
+    context: &Context,
+    node: usize,
+    call: Call,
+    change: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let (process, invoked_ns) = (context.process(), context.now_ns());
+    let result = change.await;
+    let outcome = match &result {
+        Ok(_) => {
+            let members = context.hosts.members();
+            let names = members.iter().map(|index| context.hosts.hosts[*index].name.clone()).collect();
+            Outcome::Ok(Reply { revision: 0, body: Body::Members { names } })
+        }
+        Err(error) => Outcome::Unknown(format!("{error:#}")),
+    };
+    let returned_ns = context.now_ns();
+    let op =
+        Op { process, node, workload: "nemesis", call, request_id: None, invoked_ns, returned_ns, outcome };
+    context.record(op);
+    result
+}
+
+/// Removes a host's node from the cluster, whether it runs or not.
+async fn remove(context: &Context, host: &Host) -> anyhow::Result<()> {
+    let node = host.index;
+    let change = async {
+        operator::remove(context, host, CHANGE_TIME_MAX).await?;
+        context.hosts.set_member(node, false);
+        let known = operator::members(context, CHANGE_TIME_MAX).await?;
+        ensure!(operator::member_of(&known, host).is_none(), "{} is still a member", host.name);
+        Ok(())
+    };
+    recorded(context, node, Call::MemberRemove { node }, change).await
 }
 
 async fn start_again(host: &Host) -> anyhow::Result<()> {
@@ -85,10 +127,7 @@ async fn start_again(host: &Host) -> anyhow::Result<()> {
 /// Removes a host's node, and waits until it has ended.
 async fn leave(context: &Context, host: &Host) -> anyhow::Result<String> {
     host.expect_exit(true);
-    operator::remove(context, host, CHANGE_TIME_MAX).await?;
-    context.hosts.set_member(host.index, false);
-    let known = operator::members(context, CHANGE_TIME_MAX).await?;
-    ensure!(operator::member_of(&known, host).is_none(), "{} is still a member", host.name);
+    remove(context, host).await?;
     let ended = match host.running() {
         Running::Yes { .. } => host.wait_end(END_TIME_MAX).await,
         Running::No => host.exits().pop().map(|(end, _)| end).context("it ended"),
@@ -121,7 +160,6 @@ impl Fault for GrowShrink {
                 let host = &context.hosts.hosts[spare];
                 let as_learner = rng.random_bool(0.5);
                 self.added.push(spare);
-                host.expect_exit(true);
                 join(context, host, as_learner).await.with_context(|| format!("{} joins", host.name))?;
                 how.push(if as_learner { "by promotion" } else { "at once" });
             }
@@ -167,13 +205,11 @@ impl Fault for ReplaceNode {
             let host = &context.hosts.hosts[victim];
             host.expect_exit(true);
             host.kill().await?;
-            operator::remove(context, host, CHANGE_TIME_MAX).await?;
-            context.hosts.set_member(victim, false);
-            let known = operator::members(context, CHANGE_TIME_MAX).await?;
-            ensure!(operator::member_of(&known, host).is_none(), "{} is still a member", host.name);
+            remove(context, host).await?;
             host.wipe().await?;
             let part = if victim == leader { "leader" } else { "follower" };
-            Ok(format!("{}, the {part}, killed, removed and wiped; {} members left", host.name, known.len()))
+            let left = names(context, &context.hosts.members());
+            Ok(format!("{}, the {part}, killed, removed and wiped; left are {left}", host.name))
         })
     }
 

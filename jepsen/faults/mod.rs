@@ -4,7 +4,8 @@
 //! had none proves nothing. Healing leaves the cluster as it was.
 
 pub mod catalogue;
-mod clock;
+pub mod check;
+pub mod clock;
 mod delay;
 mod maintenance;
 mod membership;

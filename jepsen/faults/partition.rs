@@ -68,7 +68,11 @@ impl Shape {
         let majority = count / 2 + 1;
         let (leader, others) = (hosts[0], &hosts[1..]);
         match self {
+            Shape::OneWayIn => others.iter().map(|other| (*other, leader)).collect(),
+            Shape::OneWayOut => others.iter().map(|other| (leader, *other)).collect(),
             Shape::LeaderAlone => apart(&hosts[..1], others),
+            // While another fault has removed a member, a cluster of three has two.
+            _ if count == 2 => apart(&hosts[..1], others),
             Shape::LeaderMajority => apart(&hosts[..majority], &hosts[majority..]),
             // Which side the leader is on follows from the last of the drawn order.
             Shape::Halves if hosts[count - 1] % 2 == 0 => apart(&hosts[..count / 2], &hosts[count / 2..]),
@@ -79,8 +83,6 @@ impl Shape {
                 let middle = count / 2;
                 apart(&hosts[..middle], &hosts[middle + 1..])
             }
-            Shape::OneWayIn => others.iter().map(|other| (*other, leader)).collect(),
-            Shape::OneWayOut => others.iter().map(|other| (leader, *other)).collect(),
         }
     }
 }
@@ -128,7 +130,7 @@ impl Fault for Partition {
         Box::pin(async move {
             let mut members = context.hosts.members();
             members.shuffle(rng);
-            ensure!(members.len() >= 3, "a cluster of {} is not worth parting", members.len());
+            ensure!(members.len() >= 2, "there is nobody to part {} from", names(context, &members));
             let leader = leader_or_any(context, &members).await;
             members.sort_by_key(|member| *member != leader);
             let ways = self.shape.ways(&members);
