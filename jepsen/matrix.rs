@@ -47,9 +47,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 fn next(lines: &[Line], tried: &[&str]) -> Option<&'static str> {
     let cells = results::cells(lines);
     let least = |fault: &str| {
-        let seconds = workloads::names().into_iter().map(|workload| {
-            cells.get(&(fault.to_owned(), workload.to_owned())).copied().unwrap_or_default()
-        });
+        let seconds = workloads::names()
+            .into_iter()
+            .map(|workload| cells.get(&(fault.to_owned(), workload.to_owned())).copied().unwrap_or_default());
         seconds.fold(f64::INFINITY, f64::min)
     };
     let power_all = results::power_failures_of_all(lines);

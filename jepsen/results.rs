@@ -159,14 +159,21 @@ fn tables(lines: &[Line], faults: &[&str], workloads: &[&str]) -> String {
         power_failures_of_all(lines)
     );
     matrix(&mut page, lines, faults, workloads);
-    let _ = writeln!(page, "\n## Runs\n\n| date (UTC) | commit | seed | nodes | nemesis | calls | faults | result |");
+    let _ = writeln!(
+        page,
+        "\n## Runs\n\n| date (UTC) | commit | seed | nodes | nemesis | calls | faults | result |"
+    );
     let _ = writeln!(page, "|---|---|---|---|---|---|---|---|");
     for line in lines {
         let calls = line.ok + line.failed + line.unknown;
-        let result = if line.passed { "passed".to_owned() } else { line.objections.join("; ").replace('|', "/") };
+        let result =
+            if line.passed { "passed".to_owned() } else { line.objections.join("; ").replace('|', "/") };
         let Line { date, commit, seed, members, nemesis, .. } = line;
         let faults = line.fault_times();
-        let _ = writeln!(page, "| {date} | {commit} | {seed} | {members} | {nemesis} | {calls} | {faults} | {result} |");
+        let _ = writeln!(
+            page,
+            "| {date} | {commit} | {seed} | {members} | {nemesis} | {calls} | {faults} | {result} |"
+        );
     }
     page
 }
@@ -187,7 +194,8 @@ fn matrix(page: &mut String, lines: &[Line], faults: &[&str], workloads: &[&str]
     let _ = writeln!(page, "| fault | {} |", workloads.join(" | "));
     let _ = writeln!(page, "|---{}|", "|---".repeat(workloads.len()));
     for fault in faults {
-        let row: Vec<String> = workloads.iter().map(|workload| format!("{:.0}", filled(fault, workload))).collect();
+        let row: Vec<String> =
+            workloads.iter().map(|workload| format!("{:.0}", filled(fault, workload))).collect();
         let _ = writeln!(page, "| {fault} | {} |", row.join(" | "));
     }
 }

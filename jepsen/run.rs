@@ -93,7 +93,11 @@ impl Plan {
             let finished = tokio::time::timeout(FINISH_TIME_MAX, workload.finish(context.clone())).await;
             note(&mut harness, workload.name(), finished);
         }
-        note(&mut harness, "full history", tokio::time::timeout(FINISH_TIME_MAX, full_history.finish()).await);
+        note(
+            &mut harness,
+            "full history",
+            tokio::time::timeout(FINISH_TIME_MAX, full_history.finish()).await,
+        );
         harness.extend(context.hosts.complaints());
         let nodes = trouble(&context.hosts);
         let history = context.history();
@@ -152,8 +156,10 @@ impl Plan {
         harness: &mut Vec<String>,
     ) -> Duration {
         let began = Instant::now();
-        let workers: Vec<_> =
-            chosen.iter().map(|workload| (workload.name(), tokio::spawn(workload.drive(context.clone())))).collect();
+        let workers: Vec<_> = chosen
+            .iter()
+            .map(|workload| (workload.name(), tokio::spawn(workload.drive(context.clone()))))
+            .collect();
         let nemesis = Nemesis::start(context, faults, self.rhythm);
         tokio::time::sleep(self.time).await;
         // The last fault is healed before clients stop: they also see how the cluster comes back.
@@ -177,8 +183,13 @@ impl Plan {
     fn keep(&self, report: &Report, hosts: &Hosts) -> anyhow::Result<()> {
         report.write(&self.out)?;
         Line::of(report, self.members).save(&self.out)?;
-        for (name, text) in edn::files(&report.history) {
-            fs::write(self.out.join(name), text)?;
+        for workload in &self.workloads {
+            let text = match *workload {
+                "register" => edn::register(&report.history, workload),
+                "append" => edn::append(&report.history, workload),
+                _ => edn::generic(&report.history, workload),
+            };
+            fs::write(self.out.join(format!("{workload}.edn")), text)?;
         }
         if report.objections().is_empty() {
             return Ok(());

@@ -45,7 +45,10 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         failures += usize::from(!line.passed);
     }
     let took = began.elapsed().as_secs();
-    println!("\n{} runs in {took} s: {failures} failed; {calls} calls, {faults} faults took effect", RUNS.len());
+    println!(
+        "\n{} runs in {took} s: {failures} failed; {calls} calls, {faults} faults took effect",
+        RUNS.len()
+    );
     let enough = calls >= CALLS_MIN && faults >= FAULTS_MIN;
     if !enough {
         println!("that is too little to count: at least {CALLS_MIN} calls and {FAULTS_MIN} faults");

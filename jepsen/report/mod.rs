@@ -93,7 +93,8 @@ impl Report {
 
     /// Why the run does not count as passed; empty when it does.
     pub fn objections(&self) -> Vec<String> {
-        let mut objections: Vec<String> = self.harness.iter().map(|what| format!("harness: {what}")).collect();
+        let mut objections: Vec<String> =
+            self.harness.iter().map(|what| format!("harness: {what}")).collect();
         for (workload, verdict) in &self.verdicts {
             if !verdict.held() {
                 objections.push(format!("{workload}: does not hold: {}", verdict.claim));
@@ -135,7 +136,9 @@ impl Report {
             }
         }
         let empty = self.verdicts.iter().filter(|(_, verdict)| verdict.checked == 0 && verdict.held());
-        reasons.extend(empty.map(|(workload, verdict)| format!("{workload}: checked nothing: {}", verdict.claim)));
+        reasons.extend(
+            empty.map(|(workload, verdict)| format!("{workload}: checked nothing: {}", verdict.claim)),
+        );
         reasons
     }
 

@@ -50,7 +50,8 @@ fn axes(body: &mut String, scale: &Scale) {
     for decade in 0..=DECADES as i32 {
         let latency_ms = LATENCY_MIN_MS * 10f64.powi(decade);
         let y = scale.y(latency_ms);
-        let _ = write!(body, "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>");
+        let _ =
+            write!(body, "<line x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>");
         let _ = write!(body, "<text x=\"4\" y=\"{:.1}\">{latency_ms} ms</text>", y + 4.0);
     }
     let step_s = (scale.end_s / 10.0).ceil().max(1.0);
@@ -66,9 +67,10 @@ fn axes(body: &mut String, scale: &Scale) {
 fn dots(body: &mut String, ops: &[Op], scale: &Scale) {
     let step = ops.len().div_ceil(DOTS_MAX).max(1);
     // Doubtful calls are few and matter: every one of them is drawn.
-    let shown = ops.iter().enumerate().filter(|(index, op)| {
-        index % step == 0 || matches!(op.outcome, Outcome::Unknown(_))
-    });
+    let shown = ops
+        .iter()
+        .enumerate()
+        .filter(|(index, op)| index % step == 0 || matches!(op.outcome, Outcome::Unknown(_)));
     for (_, op) in shown {
         let colour = match op.outcome {
             Outcome::Ok(_) => "#2a7",
