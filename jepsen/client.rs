@@ -76,7 +76,7 @@ impl Client {
             connected: false,
             silent_calls: 0,
             deadline: DEADLINE,
-            tells_deadline: process % 2 == 0,
+            tells_deadline: process.is_multiple_of(2),
         }
     }
 
@@ -306,6 +306,10 @@ async fn send(channel: Channel, envelope: &Envelope, call: &Call) -> Result<Repl
             let response = response.into_inner();
             let names = response.members.into_iter().map(|member| member.name).collect();
             Ok(translate::reply(response.header, Body::Members { names }))
+        }
+        // Several steps on several nodes; whoever takes them records them.
+        Call::MemberAdd { .. } | Call::MemberRemove { .. } => {
+            Err(Nonsense("not a call to one node".to_owned()).into())
         }
     }
 }
