@@ -8,6 +8,7 @@ mod full_history;
 mod hosts;
 mod judge;
 mod probe;
+mod self_check;
 mod watcher;
 mod workloads;
 
@@ -24,7 +25,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         tokio::select! {
-            result = self_check(&inside, &args) => result,
+            result = work(&inside, &args) => result,
             () = inside.stop.cancelled() => Err(anyhow::anyhow!("stopped by a signal")),
         }
     });
@@ -32,12 +33,9 @@ fn main() -> anyhow::Result<ExitCode> {
     result.map(|()| ExitCode::SUCCESS)
 }
 
-async fn self_check(inside: &Inside, args: &[String]) -> anyhow::Result<()> {
-    let binary = std::env::var_os("MAINSTAY_TEST_BINARY").unwrap_or(env!("CARGO_BIN_EXE_mainstay").into());
+async fn work(inside: &Inside, args: &[String]) -> anyhow::Result<()> {
     match args {
-        [flag, what] if flag == "--self-check" && what == "hosts" => {
-            hosts::check::run(inside, binary.into()).await
-        }
-        _ => anyhow::bail!("usage: --self-check hosts"),
+        [flag, rest @ ..] if flag == "--self-check" => self_check::run(inside, rest).await,
+        _ => anyhow::bail!("usage: --self-check WHAT"),
     }
 }

@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::Fault;
+use super::{Fault, disk, power, process};
 use crate::probe::Ability;
 
 /// Every fault that there must be, in the order in which results are shown.
@@ -50,7 +50,7 @@ pub const NAMES: &[&str] = &[
 ];
 
 /// The tables of all families. A new family's table is added here.
-const FAMILIES: &[&[Entry]] = &[];
+const FAMILIES: &[&[Entry]] = &[process::FAULTS, power::FAULTS, disk::FAULTS];
 
 /// One fault, as the schedule sees it.
 #[derive(Clone, Copy)]

@@ -20,8 +20,11 @@ mod watch;
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
+
 use crate::context::Context;
 use crate::judge::history::History;
+use crate::judge::revision_order;
 use crate::judge::verdict::Verdict;
 
 /// What a workload does in its own time.
@@ -114,7 +117,24 @@ pub const CATALOGUE: &[Entry] = &[
     },
 ];
 
+/// The names of all workloads.
+pub fn names() -> Vec<&'static str> {
+    CATALOGUE.iter().map(|entry| entry.name).collect()
+}
+
 /// The workload of this name.
-pub fn by_name(name: &str) -> Option<Box<dyn Workload>> {
-    CATALOGUE.iter().find(|entry| entry.name == name).map(|entry| (entry.make)())
+///
+/// # Errors
+/// Names the workloads there are.
+pub fn by_name(name: &str) -> anyhow::Result<Box<dyn Workload>> {
+    let entry = CATALOGUE.iter().find(|entry| entry.name == name);
+    let entry = entry.with_context(|| format!("no workload `{name}`; there are {}", names().join(", ")))?;
+    Ok((entry.make)())
+}
+
+/// The verdicts on a workload's own claim, and on the order of revisions, which
+/// every workload's calls are part of.
+fn with_order(mut own: Vec<Verdict>, history: &History) -> Vec<Verdict> {
+    own.extend(revision_order::check(history));
+    own
 }
