@@ -21,7 +21,7 @@ use crate::judge::lease::{self, Bounds};
 use crate::judge::verdict::Verdict;
 
 const NAME: &str = "lease";
-const HOLDERS: usize = 10;
+const HOLDERS: usize = 16;
 const LOOKERS: usize = 4;
 const TTL_S_MAX: i64 = 10;
 const KEYS_MAX: usize = 3;

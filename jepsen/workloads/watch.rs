@@ -30,7 +30,7 @@ const BIG_VALUE_BYTES: usize = 450 << 10;
 const BIG_KEYS: usize = 3;
 /// Every watcher keeps every event, so there are few big ones.
 const BIG_WRITES_MAX: usize = 3;
-const BIG_EVERY: Duration = Duration::from_secs(5);
+const BIG_EVERY: Duration = Duration::from_secs(3);
 const BIG_DEADLINE: Duration = Duration::from_secs(5);
 /// After healing, a watcher must have seen everything within this time.
 const CATCH_UP_TIME_MAX: Duration = Duration::from_secs(30);
