@@ -7,7 +7,7 @@
 //! or is there twice, is a violation. Every operation carries a tag into the
 //! log, so that it is found there whatever the client was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,10 +52,11 @@ pub struct Oracle {
     tags: BTreeMap<String, Vec<Found>>,
     /// Tags of operations that were refused before they were proposed.
     refused: Vec<String>,
-    /// Who wrote entries in each term.
-    writers: BTreeMap<u64, NodeId>,
-    /// Who said that it leads in each term.
-    leaders: BTreeMap<u64, NodeId>,
+    /// The leader that wrote the newest entry: its term and id. Leaders rise in
+    /// this order, and a term may have more than one (openraft's advanced ids).
+    writer: (u64, NodeId),
+    /// Who said that it leads, in each term.
+    leaders: BTreeSet<(u64, NodeId)>,
     /// Everything up to here was acknowledged to somebody.
     floor: u64,
     leases: BTreeMap<LeaseId, Promise>,
@@ -72,8 +73,8 @@ impl Oracle {
             modelled: 0,
             tags: BTreeMap::new(),
             refused: Vec::new(),
-            writers: BTreeMap::new(),
-            leaders: BTreeMap::new(),
+            writer: (0, 0),
+            leaders: BTreeSet::new(),
             floor: 0,
             leases: BTreeMap::new(),
             operations: 0,
@@ -129,10 +130,14 @@ impl Oracle {
                 Err(error) => return self.trace.violation(format_args!("entry {index}: {error}")),
             };
             let position = LogPosition::from(&entry.log_id);
-            let writer = *self.writers.entry(position.term).or_insert(position.node);
-            if writer != position.node {
-                self.trace.violation(format_args!("{writer:x} and {:x} both wrote in term {}", position.node, position.term));
+            let writer = (position.term, position.node);
+            if writer < self.writer {
+                let before = self.writer;
+                self.trace.violation(format_args!(
+                    "entry {index} is of {writer:x?}, and the one before of {before:x?}"
+                ));
             }
+            self.writer = writer;
             if let EntryPayload::Normal(proposal) = entry.payload {
                 match codec::decode::<Command>("a command", &proposal.body) {
                     Ok(command) => self.model_command(position, command),
@@ -171,7 +176,8 @@ impl Oracle {
                 promise.expired_ms = Some(now_ms);
                 if promise.until_ms > now_ms + SLACK_MS {
                     let until_ms = promise.until_ms;
-                    self.trace.violation(format_args!("lease {id} ran out, and was promised until {until_ms} ms"));
+                    self.trace
+                        .violation(format_args!("lease {id} ran out, and was promised until {until_ms} ms"));
                 }
             }
         }
@@ -197,18 +203,15 @@ impl Oracle {
         let promise = self.leases.entry(id).or_default();
         if self.model.has_lease(id) && promise.until_ms > now_ms + SLACK_MS {
             let until_ms = promise.until_ms;
-            self.trace.violation(format_args!("lease {id} is said to be gone, and was promised until {until_ms} ms"));
+            self.trace.violation(format_args!(
+                "lease {id} is said to be gone, and was promised until {until_ms} ms"
+            ));
         }
     }
 
     /// A node says that it leads.
     pub fn leads(&mut self, node: NodeId, term: u64) {
-        let before = self.leaders.len();
-        let leader = *self.leaders.entry(term).or_insert(node);
-        if leader != node {
-            self.trace.violation(format_args!("{leader:x} and {node:x} both lead in term {term}"));
-        }
-        if self.leaders.len() > before {
+        if self.leaders.insert((term, node)) {
             self.trace.count("leaders");
         }
     }
@@ -222,7 +225,8 @@ impl Oracle {
         };
         let Some(right) = found.iter().find(|found| found.reply == *reply) else {
             let expected: Vec<&Reply> = found.iter().map(|found| &found.reply).collect();
-            self.trace.violation(format_args!("{tag} was answered {reply:?}, and should have been {expected:?}"));
+            self.trace
+                .violation(format_args!("{tag} was answered {reply:?}, and should have been {expected:?}"));
             return;
         };
         let index = right.index;
@@ -256,11 +260,14 @@ impl Oracle {
         }
         if *index >= self.modelled {
             let last = self.modelled;
-            return self.trace.violation(format_args!("{what} read entry {index}, and {last} is not committed"));
+            return self
+                .trace
+                .violation(format_args!("{what} read entry {index}, and {last} is not committed"));
         }
         let compacted = self.model.compacted_at(*index);
         if marks.compacted.0 != compacted {
-            self.trace.violation(format_args!("{what}: the compact mark is {marks:?}, and should be {compacted}"));
+            self.trace
+                .violation(format_args!("{what}: the compact mark is {marks:?}, and should be {compacted}"));
         }
         let expected = match query.revision.0 {
             asked if asked > marks.revision.0 => Err(ApplyError::FutureRevision),
@@ -269,15 +276,26 @@ impl Oracle {
             _ => Ok(self.model.range(query, marks.revision.0)),
         };
         if *reply != expected {
-            self.trace.violation(format_args!("{what}: {query:?} at {marks:?} gave {reply:?}, not {expected:?}"));
+            self.trace
+                .violation(format_args!("{what}: {query:?} at {marks:?} gave {reply:?}, not {expected:?}"));
         }
     }
 
     /// A watcher of `range` was sent `events` for everything from `from` to `to`.
-    pub fn watched(&self, what: &str, range: &KeyRange, wants: Wants, from: i64, to: i64, events: &[Arc<WatchEvent>]) {
+    pub fn watched(
+        &self,
+        what: &str,
+        range: &KeyRange,
+        wants: Wants,
+        from: i64,
+        to: i64,
+        events: &[Arc<WatchEvent>],
+    ) {
         if to > self.model.revision() {
             let newest = self.model.revision();
-            return self.trace.violation(format_args!("{what} was sent revision {to}, and {newest} is the newest"));
+            return self
+                .trace
+                .violation(format_args!("{what} was sent revision {to}, and {newest} is the newest"));
         }
         let mut expected = self.model.changes(range, from, to);
         expected.retain(|change| wants.kind.is_none_or(|kind| change.kind == kind));
@@ -312,7 +330,8 @@ impl Oracle {
         for tag in &self.refused {
             if let Some(found) = self.tags.get(tag).and_then(|found| found.first()) {
                 let index = found.index;
-                self.trace.violation(format_args!("{tag} was refused as not done, and is in the log at {index}"));
+                self.trace
+                    .violation(format_args!("{tag} was refused as not done, and is in the log at {index}"));
             }
         }
         let unsettled = self.chosen.keys().next_back().is_some_and(|last| *last >= self.modelled);
@@ -346,7 +365,8 @@ fn describe(record: &Bytes) -> String {
             let what = match &entry.payload {
                 EntryPayload::Blank => "blank".to_owned(),
                 EntryPayload::Membership(_) => "a membership".to_owned(),
-                EntryPayload::Normal(proposal) => match codec::decode::<Command>("a command", &proposal.body) {
+                EntryPayload::Normal(proposal) => match codec::decode::<Command>("a command", &proposal.body)
+                {
                     Ok(command) => format!("{command:?}"),
                     Err(error) => error.to_string(),
                 },
