@@ -416,14 +416,19 @@ fn remove_if_there(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Syncs every file below `path`, and the directories that name them.
+/// Syncs every file below `path`, and the directories that name them. A file that
+/// goes away meanwhile is passed over: an open database deletes tables in the
+/// background, and only after it has made durable that it needs them no more.
 fn sync_tree(path: &Path) -> Result<(), StorageError> {
     for (_, entry) in entries(path)? {
         if entry.is_dir() {
             sync_tree(&entry)?;
         } else {
             let sync = || File::open(&entry)?.sync_all();
-            sync().map_err(|source| io_error(&entry, source))?;
+            match sync() {
+                Err(source) if source.kind() != ErrorKind::NotFound => return Err(io_error(&entry, source)),
+                _ => {}
+            }
         }
     }
     sync_dir(path)
@@ -550,6 +555,18 @@ mod tests {
         drop(dir);
         std::fs::remove_file(parent.path().join("state/CURRENT")).unwrap();
         assert!(matches!(open(parent.path()), Err(StorageError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_table_that_the_database_deletes_meanwhile_is_not_missed() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = open(parent.path()).unwrap();
+        let next = dir.next_state_path().unwrap();
+        std::fs::create_dir(&next).unwrap();
+        // Listed, and not there any more when it is opened.
+        std::os::unix::fs::symlink("deleted", next.join("000063.sst")).unwrap();
+        dir.switch_state().unwrap();
+        assert_eq!(dir.state_path(), next);
     }
 
     #[test]
