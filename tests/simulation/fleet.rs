@@ -237,6 +237,7 @@ fn wait(mut child: Child) -> Report {
         err.read_to_string(&mut text).map(|_| text)
     });
     let until = Instant::now() + SEED_MAX;
+    let process = child.id();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Ok(status),
@@ -249,6 +250,8 @@ fn wait(mut child: Child) -> Report {
             Err(error) => break Err(error.to_string()),
         }
     };
+    // What a run that was killed has left.
+    let _ = std::fs::remove_dir_all(crate::root_of(process));
     let text = reading.join().ok().and_then(Result::ok).unwrap_or_default();
     let complaints = complaints.join().ok().and_then(Result::ok).unwrap_or_default();
     let mut report = parse(&text);
