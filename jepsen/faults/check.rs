@@ -35,6 +35,9 @@ pub async fn run(inside: &Inside, binary: PathBuf, words: &[String]) -> anyhow::
     let members = words.get(1).map_or(Ok(3), |members| members.parse())?;
     let (plan, _) = Plan::parse(&names)?.fitted(members, SPARES)?;
     let mut shape = Shape::new(&inside.run, members, SPARES, binary.clone());
+    if let Some(logs) = std::env::var_os("MAINSTAY_TEST_LOGS") {
+        shape.logs = logs.into();
+    }
     shape.snapshot_count = 500;
     for (ability, found) in probe::all(&plan.abilities(), &inside.run, &binary).await {
         println!("{ability:?}: {}", found.unwrap_or_else(|error| format!("cannot: {error:#}")));
