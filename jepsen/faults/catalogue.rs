@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::Fault;
+use super::{Fault, clock, delay, disk, maintenance, membership, network, partition, power, process};
 use crate::probe::Ability;
 
 /// Every fault that there must be, in the order in which results are shown.
@@ -51,12 +51,15 @@ pub const NAMES: &[&str] = &[
 
 /// The tables of all families. A new family's table is added here.
 const FAMILIES: &[&[Entry]] = &[
-    super::partition::FAULTS,
-    super::delay::FAULTS,
-    super::network::FAULTS,
-    super::clock::FAULTS,
-    super::membership::FAULTS,
-    super::maintenance::FAULTS,
+    process::FAULTS,
+    power::FAULTS,
+    disk::FAULTS,
+    partition::FAULTS,
+    delay::FAULTS,
+    network::FAULTS,
+    clock::FAULTS,
+    membership::FAULTS,
+    maintenance::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.

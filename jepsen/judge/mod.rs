@@ -7,6 +7,14 @@
 pub mod history;
 pub mod verdict;
 
+mod attribution;
+mod calls;
+mod describe;
+mod event_log;
+mod model;
+mod random;
+mod simulator;
+
 pub mod append;
 pub mod bank;
 pub mod convergence;

@@ -69,7 +69,7 @@ impl Workload for Bank {
     }
 
     fn judge(&self, history: &History) -> Vec<Verdict> {
-        bank::check(history, NAME, TOTAL)
+        super::with_order(bank::check(history, NAME, TOTAL), history)
     }
 }
 

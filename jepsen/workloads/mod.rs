@@ -7,7 +7,11 @@ mod crew;
 
 mod append;
 mod bank;
+mod convergence;
 mod kv;
+mod lease;
+mod lock;
+mod membership;
 mod register;
 mod request_ids;
 mod serializable;
@@ -16,8 +20,11 @@ mod watch;
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
+
 use crate::context::Context;
 use crate::judge::history::History;
+use crate::judge::revision_order;
 use crate::judge::verdict::Verdict;
 
 /// What a workload does in its own time.
@@ -88,9 +95,46 @@ pub const CATALOGUE: &[Entry] = &[
         about: "watchers of every kind that move from member to member; nine guarantees",
         make: || Box::<watch::Watch>::default(),
     },
+    Entry {
+        name: "lease",
+        about: "leases kept alive, revoked and left to run out; never too early, never for good",
+        make: || Box::<lease::Lease>::default(),
+    },
+    Entry {
+        name: "lock",
+        about: "turns of the Lock service around appends; fenced ones are never lost",
+        make: || Box::new(lock::Lock),
+    },
+    Entry {
+        name: "membership",
+        about: "a client at every host while members come and go; the removed serve no reads",
+        make: || Box::new(membership::Membership),
+    },
+    Entry {
+        name: "convergence",
+        about: "writes through every member, and its hash in the end; all members agree",
+        make: || Box::<convergence::Convergence>::default(),
+    },
 ];
 
+/// The names of all workloads.
+pub fn names() -> Vec<&'static str> {
+    CATALOGUE.iter().map(|entry| entry.name).collect()
+}
+
 /// The workload of this name.
-pub fn by_name(name: &str) -> Option<Box<dyn Workload>> {
-    CATALOGUE.iter().find(|entry| entry.name == name).map(|entry| (entry.make)())
+///
+/// # Errors
+/// Names the workloads there are.
+pub fn by_name(name: &str) -> anyhow::Result<Box<dyn Workload>> {
+    let entry = CATALOGUE.iter().find(|entry| entry.name == name);
+    let entry = entry.with_context(|| format!("no workload `{name}`; there are {}", names().join(", ")))?;
+    Ok((entry.make)())
+}
+
+/// The verdicts on a workload's own claim, and on the order of revisions, which
+/// every workload's calls are part of.
+fn with_order(mut own: Vec<Verdict>, history: &History) -> Vec<Verdict> {
+    own.extend(revision_order::check(history));
+    own
 }

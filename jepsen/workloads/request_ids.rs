@@ -45,7 +45,7 @@ impl Workload for RequestIds {
     }
 
     fn judge(&self, history: &History) -> Vec<Verdict> {
-        request_ids::check(history, NAME)
+        super::with_order(request_ids::check(history, NAME), history)
     }
 }
 

@@ -41,7 +41,7 @@ impl Workload for Serializable {
     }
 
     fn judge(&self, history: &History) -> Vec<Verdict> {
-        serializable::check(history, NAME)
+        super::with_order(serializable::check(history, NAME), history)
     }
 }
 

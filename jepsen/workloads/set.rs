@@ -50,7 +50,7 @@ impl Workload for Set {
     }
 
     fn judge(&self, history: &History) -> Vec<Verdict> {
-        set::check(history, NAME)
+        super::with_order(set::check(history, NAME), history)
     }
 }
 
