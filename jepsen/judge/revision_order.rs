@@ -152,7 +152,7 @@ impl Order {
     fn keep_time(&mut self, history: &History, calls: &[Done<'_>], bounds: &Bounds) {
         for call in calls.iter().filter(|call| linearizable(call)) {
             let (Some(revision), Some(body)) = (call.revision(), call.body()) else { continue };
-            if !matches!(body, Body::Single(_) | Body::Txn { .. }) {
+            if !matches!(body, Body::Single(_) | Body::Txn { .. } | Body::LeaseRevoked) {
                 continue;
             }
             self.timed += 1;
