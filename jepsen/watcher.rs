@@ -93,7 +93,7 @@ pub struct Habits {
 impl Default for Habits {
     fn default() -> Habits {
         Habits {
-            silence_max: Duration::from_secs(4),
+            silence_max: Duration::from_secs(3),
             progress_every: Some(Duration::from_secs(1)),
             move_every: None,
             stall: None,

@@ -6,8 +6,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+
+use super::command::{self, word};
 
 const V1: &str = "/sys/fs/cgroup/blkio";
 const V2: &str = "/sys/fs/cgroup";
@@ -72,6 +75,22 @@ impl Group {
     /// When it is gone.
     pub fn take(&self, pid: u32) -> anyhow::Result<()> {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// How long `count` synced writes by a process in the group take.
+    ///
+    /// # Errors
+    /// When they fail or are not done in time.
+    pub async fn time_synced_writes(&self, directory: &Path, count: u32) -> anyhow::Result<Duration> {
+        let (procs, file) = (self.path.join("cgroup.procs"), directory.join(".synced-writes"));
+        let script =
+            r#"echo $$ >"$1" && exec dd if=/dev/zero of="$2" bs=4096 count="$3" oflag=dsync status=none"#;
+        let began = tokio::time::Instant::now();
+        let words = ["-c", script, "sh", word(&procs)?, word(&file)?, &count.to_string()];
+        command::run("sh", &words).await?;
+        let took = began.elapsed();
+        fs::remove_file(file)?;
+        Ok(took)
     }
 
     /// Limits writes to a device; `None` lifts the limit.

@@ -2,21 +2,19 @@
 //!
 //! It proves the machinery, not the store.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::time::Instant;
 
-use super::isolation::Inside;
 use super::{Hosts, Running, Shape, process_state};
 
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Makes five hosts, starts three nodes, does everything to them once, and says how long each took.
-pub async fn run(inside: &Inside, binary: PathBuf) -> anyhow::Result<()> {
+pub async fn run(shape: Shape) -> anyhow::Result<()> {
     let began = Instant::now();
-    let hosts = Hosts::create(Shape::new(&inside.run, 3, 2, binary)).await?;
+    let hosts = Hosts::create(shape).await?;
     let made = began.elapsed();
     println!("made 5 hosts in {made:?}");
     ensure!(made < Duration::from_secs(5), "that is too slow");

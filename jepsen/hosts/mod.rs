@@ -54,6 +54,8 @@ pub struct Shape {
     pub election_timeout: Duration,
     /// More flags of `mainstay serve`, for every node.
     pub flags: Vec<String>,
+    /// The nodes' environment, beside `PATH`.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Shape {
@@ -69,6 +71,7 @@ impl Shape {
             snapshot_count: 2000,
             election_timeout: Duration::from_secs(1),
             flags: Vec::new(),
+            environment: Vec::new(),
         }
     }
 }
@@ -78,6 +81,7 @@ pub struct Hosts {
     pub hosts: Vec<Host>,
     pub shape: Shape,
     member: Mutex<Vec<bool>>,
+    complaints: Mutex<Vec<String>>,
 }
 
 /// One host. Methods take `&self`: a host guards its own state.
@@ -128,7 +132,7 @@ impl Hosts {
             host.disk.make().await.with_context(|| format!("the disk of {}", host.name))?;
         }
         let member = (0..count).map(|index| index < shape.members).collect();
-        Ok(Hosts { hosts, shape, member: Mutex::new(member) })
+        Ok(Hosts { hosts, shape, member: Mutex::new(member), complaints: Mutex::default() })
     }
 
     /// Starts every member's node and waits until all serve and know one leader.
@@ -181,6 +185,16 @@ impl Hosts {
         self.member.lock().expect("nobody panics while holding it")[index] = member;
     }
 
+    /// Records that a node did what it must not, or did not what it must, as a fault saw it.
+    pub fn complain(&self, complaint: String) {
+        self.complaints.lock().expect("nobody panics while holding it").push(complaint);
+    }
+
+    /// What faults saw nodes do wrong. A run with any has failed.
+    pub fn complaints(&self) -> Vec<String> {
+        self.complaints.lock().expect("nobody panics while holding it").clone()
+    }
+
     /// Waits until every member serves linearizable reads, starting those that do not run.
     pub async fn settle(&self, within: Duration) -> anyhow::Result<()> {
         let members = self.members();
@@ -222,6 +236,10 @@ impl Host {
             "--initial-cluster-state=new".to_owned(),
             format!("--initial-cluster-token={}", shape.run),
         ];
+        let node = Node::new();
+        for (key, value) in &shape.environment {
+            node.set_environment(key, Some(value));
+        }
         Host {
             index,
             ip,
@@ -231,7 +249,7 @@ impl Host {
             flags,
             origin: Mutex::new(origin),
             disk: Disk { image: root.join("image"), mount: mount.clone(), bytes: shape.disk_bytes },
-            node: Node::new(),
+            node,
             member_id: AtomicU64::new(0),
             name,
             mount,

@@ -30,7 +30,7 @@ const BIG_VALUE_BYTES: usize = 450 << 10;
 const BIG_KEYS: usize = 3;
 /// Every watcher keeps every event, so there are few big ones.
 const BIG_WRITES_MAX: usize = 3;
-const BIG_EVERY: Duration = Duration::from_secs(5);
+const BIG_EVERY: Duration = Duration::from_secs(3);
 const BIG_DEADLINE: Duration = Duration::from_secs(5);
 /// After healing, a watcher must have seen everything within this time.
 const CATCH_UP_TIME_MAX: Duration = Duration::from_secs(30);
@@ -260,7 +260,7 @@ async fn write_big(mut writer: Worker) {
             return;
         }
         let puts = (0..BIG_KEYS).map(|number| {
-            let value = format!("{:-<BIG_VALUE_BYTES$}", writer.value());
+            let value = format!("{}{}", writer.value(), "-".repeat(BIG_VALUE_BYTES));
             Action::Put { key: format!("{NAME}/big{number}"), value, lease: 0, prev_kv: false }
         });
         let call = Call::Txn(Txn { success: puts.collect(), ..Txn::default() });
