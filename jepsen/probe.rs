@@ -22,3 +22,18 @@ pub enum Ability {
     /// Making system calls of a running process fail.
     Strace,
 }
+
+impl Ability {
+    /// Whether faults of the network need it.
+    pub fn is_of_network(self) -> bool {
+        matches!(self, Ability::Nft | Ability::Nfqueue | Ability::Tbf | Ability::SocketKill)
+    }
+}
+
+/// What came of looking for an ability: how it was seen, or why it is not there.
+pub type Found = (Ability, anyhow::Result<String>);
+
+/// Looks for each of these.
+pub async fn all(_abilities: &[Ability], _run: &str, _binary: &std::path::Path) -> Vec<Found> {
+    Vec::new()
+}

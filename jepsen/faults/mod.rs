@@ -5,7 +5,14 @@
 
 pub mod catalogue;
 pub mod check;
+pub mod clock;
+mod delay;
 mod disk;
+mod maintenance;
+mod membership;
+mod network;
+mod operator;
+mod partition;
 mod power;
 mod process;
 mod whom;
