@@ -16,6 +16,7 @@ mod partition;
 mod power;
 mod process;
 mod whom;
+mod wiped;
 
 use std::pin::Pin;
 use std::sync::Arc;

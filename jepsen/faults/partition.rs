@@ -88,7 +88,7 @@ impl Shape {
 }
 
 /// Both ways between two sides.
-fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
+pub fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
     let pairs = left.iter().flat_map(|a| right.iter().map(move |b| (*a, *b)));
     pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
 }
