@@ -62,6 +62,7 @@ const FAMILIES: &[&[Entry]] = &[
     membership::FAULTS,
     wiped::FAULTS,
     maintenance::FAULTS,
+    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.
