@@ -75,14 +75,23 @@ impl Client {
         self.propose_at(place, operation, request).await
     }
 
-    pub async fn propose_at(&mut self, place: usize, operation: Operation, request: Option<RequestId>) -> Told {
+    pub async fn propose_at(
+        &mut self,
+        place: usize,
+        operation: Operation,
+        request: Option<RequestId>,
+    ) -> Told {
         let (tag, floor) = self.world.oracle().begin();
         let timeout = Duration::from_millis(*self.chance.pick(&[700, 1500, 4000]));
         let context = ProposeContext { actor: Some(tag.as_str().into()), request, timeout: Some(timeout) };
-        self.world.trace.line(format_args!("{} {tag} at n{}: {operation:?} {request:?}", self.name, place + 1));
-        let work = self.world.at(place, &mut self.chance, move |node| async move {
-            node.propose(operation, context).await
-        });
+        self.world.trace.line(format_args!(
+            "{} {tag} at n{}: {operation:?} {request:?}",
+            self.name,
+            place + 1
+        ));
+        let work = self
+            .world
+            .at(place, &mut self.chance, move |node| async move { node.propose(operation, context).await });
         let told = tokio::time::timeout(PATIENCE, work).await;
         let trace = &self.world.trace;
         match told {
@@ -177,7 +186,12 @@ fn put(chance: &mut Chance, key: Bytes, lease: LeaseId) -> Put {
 fn query(chance: &mut Chance, range: KeyRange) -> RangeQuery {
     let limit = if chance.permille(200) { chance.between(1, 4) } else { 0 };
     let (keys_only, count_only) = (chance.permille(100), chance.permille(100));
-    RangeQuery { limit, keys_only: keys_only && !count_only, count_only, ..RangeQuery::all(Space::User, range) }
+    RangeQuery {
+        limit,
+        keys_only: keys_only && !count_only,
+        count_only,
+        ..RangeQuery::all(Space::User, range)
+    }
 }
 
 /// Something that changes the store, or tries to.
@@ -383,7 +397,9 @@ pub async fn leasing(mut client: Client, think_ms: u64) {
 async fn keep_alive(client: &mut Client, id: LeaseId) -> bool {
     let place = client.choose();
     let asked_ms = client.world.trace.now_ms();
-    let work = client.world.at(place, &mut client.chance, move |node| async move { node.lease_keep_alive(id).await });
+    let work = client
+        .world
+        .at(place, &mut client.chance, move |node| async move { node.lease_keep_alive(id).await });
     let told = tokio::time::timeout(PATIENCE, work).await;
     client.world.trace.line(format_args!("{} keeps {id} alive: {told:?}", client.name));
     match told {

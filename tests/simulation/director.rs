@@ -192,7 +192,8 @@ impl Director {
             tokio::time::sleep(Duration::from_millis(20)).await;
             self.mend();
             if Instant::now() >= next && !kinds.is_empty() {
-                next = Instant::now() + Duration::from_millis(self.chance.between(pause_ms / 5, pause_ms * 2));
+                next =
+                    Instant::now() + Duration::from_millis(self.chance.between(pause_ms / 5, pause_ms * 2));
                 let kind = *self.chance.pick(&kinds);
                 self.make(kind);
             }
@@ -208,7 +209,8 @@ impl Director {
             Some(leader) if self.chance.permille(400) => leader,
             _ => *self.chance.pick(&up),
         };
-        let survives = *self.chance.pick(&[Survives::Everything, Survives::Some, Survives::Nothing, Survives::Nothing]);
+        let survives =
+            *self.chance.pick(&[Survives::Everything, Survives::Some, Survives::Nothing, Survives::Nothing]);
         match kind {
             Kind::CrashOne => self.crash(&[victim], survives),
             Kind::CrashMajority => {
@@ -365,12 +367,14 @@ impl Director {
                 self.world.order(Order::Start(*place));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let settled = faces(&self.world.faces).iter().all(|face| !face.in_use || face.standing == Standing::Up);
+            let settled =
+                faces(&self.world.faces).iter().all(|face| !face.in_use || face.standing == Standing::Up);
             if settled || self.world.trace.failed().is_some() {
                 return;
             }
             if Instant::now() >= until {
-                let standings: Vec<_> = faces(&self.world.faces).iter().map(|face| face.standing.clone()).collect();
+                let standings: Vec<_> =
+                    faces(&self.world.faces).iter().map(|face| face.standing.clone()).collect();
                 return self.world.trace.violation(format_args!("not everybody comes up: {standings:?}"));
             }
         }
@@ -382,7 +386,10 @@ impl Director {
         loop {
             let told = client.propose(probe("flows"), None).await;
             if began.elapsed() > FLOW_MAX {
-                return self.world.trace.violation(format_args!("no write flows within {FLOW_MAX:?} of healing"));
+                return self
+                    .world
+                    .trace
+                    .violation(format_args!("no write flows within {FLOW_MAX:?} of healing"));
             }
             if let Told::Reply(_) = told {
                 return self.world.trace.line(format_args!("writes flow after {:?}", began.elapsed()));
@@ -399,7 +406,10 @@ impl Director {
                 return;
             }
             if Instant::now() >= until {
-                return self.world.trace.violation(format_args!("leases that nobody keeps do not end: {left:?}"));
+                return self
+                    .world
+                    .trace
+                    .violation(format_args!("leases that nobody keeps do not end: {left:?}"));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -443,7 +453,10 @@ impl Director {
             let view = node.view();
             let marks = view.marks(Space::User);
             if (marks.revision.0, marks.compacted.0) != (newest, compacted) {
-                self.world.trace.violation(format_args!("n{} stands at {marks:?}, not at {newest}, {compacted}", place + 1));
+                self.world.trace.violation(format_args!(
+                    "n{} stands at {marks:?}, not at {newest}, {compacted}",
+                    place + 1
+                ));
             }
             for revision in &asked {
                 let query = RangeQuery { revision: Revision(*revision), ..everything.clone() };
@@ -465,6 +478,10 @@ impl Director {
         if hashes.windows(2).any(|pair| pair[0].1 != pair[1].1) {
             self.world.trace.violation(format_args!("members hash differently: {hashes:?}"));
         }
-        self.world.trace.line(format_args!("{} members hold the same {} keys at {newest}", hashes.len(), model.key_count()));
+        self.world.trace.line(format_args!(
+            "{} members hold the same {} keys at {newest}",
+            hashes.len(),
+            model.key_count()
+        ));
     }
 }

@@ -202,7 +202,11 @@ fn run_one(seed: u64) -> Report {
         Err(error) => return failed(format!("this program cannot be found: {error}")),
     };
     let mut command = Command::new(program);
-    command.args(["--seed", &seed.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["--seed", &seed.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     match command.spawn() {
         Ok(child) => wait(child),
         Err(error) => failed(format!("no process: {error}")),

@@ -11,9 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mainstay::env::Env;
-use mainstay::node::{
-    AutoCompaction, Bootstrap, ExitReason, Node, NodeError, NodeOptions, NodeParts,
-};
+use mainstay::node::{AutoCompaction, Bootstrap, ExitReason, Node, NodeError, NodeOptions, NodeParts};
 use mainstay::raft::Fatal;
 use mainstay::storage::log::FatalHook;
 use mainstay::storage::{DataDirOptions, StateOptions, StorageError};
@@ -281,7 +279,8 @@ impl Host {
                     (faces[place].standing, faces[place].node) = (Standing::Up, Some(node));
                 }
                 Err(error) => {
-                    let removed = matches!(&error, NodeError::NotAdmitted(why) if why.contains("was removed"));
+                    let removed =
+                        matches!(&error, NodeError::NotAdmitted(why) if why.contains("was removed"));
                     let mut faces = faces(&all);
                     faces[place].removed |= removed;
                     faces[place].standing = Standing::Refused(error.to_string());

@@ -73,7 +73,10 @@ fn one(seed: u64, print: bool) -> ExitCode {
     let (digest, lines) = ran.trace.digest();
     println!("digest {digest:016x}");
     let real_ms = began.elapsed().as_millis();
-    println!("ran {} virtual ms in {real_ms} ms, {} operations, {lines} lines", ran.virtual_ms, ran.operations);
+    println!(
+        "ran {} virtual ms in {real_ms} ms, {} operations, {lines} lines",
+        ran.virtual_ms, ran.operations
+    );
     match ran.trace.failed() {
         None => ExitCode::SUCCESS,
         Some(violation) => {

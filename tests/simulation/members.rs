@@ -66,7 +66,8 @@ async fn grow(client: &mut Client, trouble: &Trouble) {
 /// Starts a node with an empty disk that asks to be let in, and waits for it.
 async fn join(client: &mut Client, trouble: &Trouble, place: usize) {
     let through = client.choose();
-    let kind = *client.chance.pick(&[MemberKind::Voter, MemberKind::Voter, MemberKind::Voter, MemberKind::Observer]);
+    let kind =
+        *client.chance.pick(&[MemberKind::Voter, MemberKind::Voter, MemberKind::Voter, MemberKind::Observer]);
     {
         let mut faces = faces(&client.world.faces);
         faces[place].bootstrap = Bootstrap::Join { address: url(through), kind };
@@ -87,9 +88,13 @@ async fn join(client: &mut Client, trouble: &Trouble, place: usize) {
 /// True when the member is certainly gone.
 async fn remove(client: &mut Client, id: NodeId) -> bool {
     let place = client.choose();
-    let work = client.world.at(place, &mut client.chance, move |node| async move { node.member_remove(id).await });
+    let work =
+        client.world.at(place, &mut client.chance, move |node| async move { node.member_remove(id).await });
     let answer = tokio::time::timeout(CHANGE_MAX, work).await;
-    client.world.trace.line(format_args!("removing {id:x}: {:?}", answer.as_ref().map(|answer| answer.as_ref().map(|result| result.as_ref().map(Vec::len)))));
+    client.world.trace.line(format_args!(
+        "removing {id:x}: {:?}",
+        answer.as_ref().map(|answer| answer.as_ref().map(|result| result.as_ref().map(Vec::len)))
+    ));
     let gone = matches!(answer, Ok(Ok(Ok(_) | Err(NodeError::MemberNotFound))));
     if gone {
         client.world.trace.count("members removed");
@@ -133,7 +138,9 @@ async fn replace(client: &mut Client, trouble: &Trouble, members: &[MemberView])
 async fn move_leader(client: &mut Client, members: &[MemberView]) {
     let Some(leader) = client.world.leader() else { return };
     let target = client.chance.pick(members).member.id;
-    let work = client.world.at(leader, &mut client.chance, move |node| async move { node.move_leader(target).await });
+    let work = client
+        .world
+        .at(leader, &mut client.chance, move |node| async move { node.move_leader(target).await });
     let answer = tokio::time::timeout(CHANGE_MAX, work).await;
     client.world.trace.line(format_args!("moving leadership to {target:x}: {answer:?}"));
     if let Ok(Ok(Ok(()))) = answer {

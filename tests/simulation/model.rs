@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use mainstay::types::{
-    Alarm, AlarmAction, ApplyError, Command, Compare, CompareOp, CompareTarget, EventKind, KeyRange, KeyValue,
-    LeaseId, Operation, Outcome, Put, RangeQuery, RangeReply, Reply, RequestId, Revision, Space, Txn, TxnOp,
-    TxnOpReply, TxnReply,
+    Alarm, AlarmAction, ApplyError, Command, Compare, CompareOp, CompareTarget, EventKind, KeyRange,
+    KeyValue, LeaseId, Operation, Outcome, Put, RangeQuery, RangeReply, Reply, RequestId, Revision, Space,
+    Txn, TxnOp, TxnOpReply, TxnReply,
 };
 
 /// A change as a watcher must see it.
@@ -352,7 +352,9 @@ impl Model {
                 TxnOp::Range(query) if query.revision.0 > self.revision => {
                     return Err(ApplyError::FutureRevision);
                 }
-                TxnOp::Range(query) if query.revision.0 > 0 && query.revision.0 < self.compacted_at(index) => {
+                TxnOp::Range(query)
+                    if query.revision.0 > 0 && query.revision.0 < self.compacted_at(index) =>
+                {
                     return Err(ApplyError::Compacted);
                 }
                 TxnOp::Put(put) => {

@@ -131,7 +131,10 @@ impl Oracle {
             let position = LogPosition::from(&entry.log_id);
             let writer = *self.writers.entry(position.term).or_insert(position.node);
             if writer != position.node {
-                self.trace.violation(format_args!("{writer:x} and {:x} both wrote in term {}", position.node, position.term));
+                self.trace.violation(format_args!(
+                    "{writer:x} and {:x} both wrote in term {}",
+                    position.node, position.term
+                ));
             }
             if let EntryPayload::Normal(proposal) = entry.payload {
                 match codec::decode::<Command>("a command", &proposal.body) {
@@ -171,7 +174,8 @@ impl Oracle {
                 promise.expired_ms = Some(now_ms);
                 if promise.until_ms > now_ms + SLACK_MS {
                     let until_ms = promise.until_ms;
-                    self.trace.violation(format_args!("lease {id} ran out, and was promised until {until_ms} ms"));
+                    self.trace
+                        .violation(format_args!("lease {id} ran out, and was promised until {until_ms} ms"));
                 }
             }
         }
@@ -197,7 +201,9 @@ impl Oracle {
         let promise = self.leases.entry(id).or_default();
         if self.model.has_lease(id) && promise.until_ms > now_ms + SLACK_MS {
             let until_ms = promise.until_ms;
-            self.trace.violation(format_args!("lease {id} is said to be gone, and was promised until {until_ms} ms"));
+            self.trace.violation(format_args!(
+                "lease {id} is said to be gone, and was promised until {until_ms} ms"
+            ));
         }
     }
 
@@ -222,7 +228,8 @@ impl Oracle {
         };
         let Some(right) = found.iter().find(|found| found.reply == *reply) else {
             let expected: Vec<&Reply> = found.iter().map(|found| &found.reply).collect();
-            self.trace.violation(format_args!("{tag} was answered {reply:?}, and should have been {expected:?}"));
+            self.trace
+                .violation(format_args!("{tag} was answered {reply:?}, and should have been {expected:?}"));
             return;
         };
         let index = right.index;
@@ -256,11 +263,14 @@ impl Oracle {
         }
         if *index >= self.modelled {
             let last = self.modelled;
-            return self.trace.violation(format_args!("{what} read entry {index}, and {last} is not committed"));
+            return self
+                .trace
+                .violation(format_args!("{what} read entry {index}, and {last} is not committed"));
         }
         let compacted = self.model.compacted_at(*index);
         if marks.compacted.0 != compacted {
-            self.trace.violation(format_args!("{what}: the compact mark is {marks:?}, and should be {compacted}"));
+            self.trace
+                .violation(format_args!("{what}: the compact mark is {marks:?}, and should be {compacted}"));
         }
         let expected = match query.revision.0 {
             asked if asked > marks.revision.0 => Err(ApplyError::FutureRevision),
@@ -269,15 +279,26 @@ impl Oracle {
             _ => Ok(self.model.range(query, marks.revision.0)),
         };
         if *reply != expected {
-            self.trace.violation(format_args!("{what}: {query:?} at {marks:?} gave {reply:?}, not {expected:?}"));
+            self.trace
+                .violation(format_args!("{what}: {query:?} at {marks:?} gave {reply:?}, not {expected:?}"));
         }
     }
 
     /// A watcher of `range` was sent `events` for everything from `from` to `to`.
-    pub fn watched(&self, what: &str, range: &KeyRange, wants: Wants, from: i64, to: i64, events: &[Arc<WatchEvent>]) {
+    pub fn watched(
+        &self,
+        what: &str,
+        range: &KeyRange,
+        wants: Wants,
+        from: i64,
+        to: i64,
+        events: &[Arc<WatchEvent>],
+    ) {
         if to > self.model.revision() {
             let newest = self.model.revision();
-            return self.trace.violation(format_args!("{what} was sent revision {to}, and {newest} is the newest"));
+            return self
+                .trace
+                .violation(format_args!("{what} was sent revision {to}, and {newest} is the newest"));
         }
         let mut expected = self.model.changes(range, from, to);
         expected.retain(|change| wants.kind.is_none_or(|kind| change.kind == kind));
@@ -312,7 +333,8 @@ impl Oracle {
         for tag in &self.refused {
             if let Some(found) = self.tags.get(tag).and_then(|found| found.first()) {
                 let index = found.index;
-                self.trace.violation(format_args!("{tag} was refused as not done, and is in the log at {index}"));
+                self.trace
+                    .violation(format_args!("{tag} was refused as not done, and is in the log at {index}"));
             }
         }
         let unsettled = self.chosen.keys().next_back().is_some_and(|last| *last >= self.modelled);
@@ -346,7 +368,8 @@ fn describe(record: &Bytes) -> String {
             let what = match &entry.payload {
                 EntryPayload::Blank => "blank".to_owned(),
                 EntryPayload::Membership(_) => "a membership".to_owned(),
-                EntryPayload::Normal(proposal) => match codec::decode::<Command>("a command", &proposal.body) {
+                EntryPayload::Normal(proposal) => match codec::decode::<Command>("a command", &proposal.body)
+                {
                     Ok(command) => format!("{command:?}"),
                     Err(error) => error.to_string(),
                 },

@@ -81,7 +81,12 @@ impl Watcher {
             return true;
         }
         let name = &self.client.name;
-        world.trace.line(format_args!("{name} watches {:?} at n{} from {}", self.range, place + 1, self.next));
+        world.trace.line(format_args!(
+            "{name} watches {:?} at n{} from {}",
+            self.range,
+            place + 1,
+            self.next
+        ));
         if self.next > 1 {
             world.trace.count("watches resumed");
         }

@@ -134,8 +134,14 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
     trace.line(format_args!("seed {seed}: {members} members, {tuning:?}"));
     let network = Network::new(trace.clone(), Chance::new(seed, "network"));
     let all: Faces = Arc::new(Mutex::new((0..PLACES).map(|_| face()).collect()));
-    let surroundings =
-        Surroundings { root, faces: all.clone(), network: network.clone(), trace: trace.clone(), seed, tuning };
+    let surroundings = Surroundings {
+        root,
+        faces: all.clone(),
+        network: network.clone(),
+        trace: trace.clone(),
+        seed,
+        tuning,
+    };
     let mut hosts: Vec<Host> = (0..PLACES).map(|place| Host::new(place, &surroundings)).collect();
     let initial: Vec<InitialMember> = (0..members)
         .map(|place| InitialMember { name: format!("n{}", place + 1), peer_urls: vec![url(place)] })
@@ -169,10 +175,12 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
             trace.violation("the run does not come to its end");
         }
         tick(&world, &mut hosts, &mut chance, now_ms);
-        clients.block_on(async move { tokio::time::sleep_until(began + Duration::from_millis(now_ms)).await });
+        clients
+            .block_on(async move { tokio::time::sleep_until(began + Duration::from_millis(now_ms)).await });
         carry_out(&world, &mut hosts, now_ms);
     }
-    if let Ok(Err(error)) = clients.block_on(async { tokio::time::timeout(Duration::ZERO, directing).await }) {
+    if let Ok(Err(error)) = clients.block_on(async { tokio::time::timeout(Duration::ZERO, directing).await })
+    {
         trace.violation(format_args!("the director ended: {error}"));
     }
     let operations = world.oracle().operations();
