@@ -12,7 +12,7 @@ use super::append::{List, elements};
 use super::calls;
 use super::describe;
 use super::history::{Action, ActionReply, Body, Call, History, Outcome, Txn};
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const LOST: &str = "no element that was acknowledged or read is lost";
 const INVENTED: &str = "every element was added by somebody";
@@ -23,12 +23,8 @@ const BACK: &str = "no element is there twice, comes back, or comes from an addi
 /// linearizable range of the key reads it; one after all additions is needed.
 pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
     let found = judge(history, workload, |_, _| true);
-    let lost = Verdict::from_findings(LOST, found.acknowledged, describe::some(found.lost));
     vec![
-        match found.unread {
-            Some(why) if lost.held() => Verdict { outcome: Held::Undecided(why), ..lost },
-            _ => lost,
-        },
+        Verdict::unless(LOST, found.acknowledged, describe::some(found.lost), found.unread),
         Verdict::from_findings(INVENTED, found.read, describe::some(found.invented)),
         Verdict::from_findings(BACK, found.read + found.failed, describe::some(found.back)),
     ]
@@ -100,7 +96,9 @@ impl<'a> Sets<'a> {
     fn attempt(&mut self, key: &'a str, element: u64, index: usize) {
         let added = self.sets.entry(key).or_default().added.entry(element).or_default();
         let place = match &self.history.ops[index].outcome {
-            Outcome::Ok(reply) if matches!(reply.body, Body::Txn { succeeded: true, .. }) => &mut added.acknowledged,
+            Outcome::Ok(reply) if matches!(reply.body, Body::Txn { succeeded: true, .. }) => {
+                &mut added.acknowledged
+            }
             Outcome::Ok(_) | Outcome::Failed(_) => &mut added.failed,
             Outcome::Unknown(_) => &mut added.unknown,
         };
@@ -111,7 +109,9 @@ impl<'a> Sets<'a> {
         let op = &self.history.ops[index];
         let Some(reply) = op.reply() else { return };
         match (&op.call, &reply.body) {
-            (Call::Single { action, serializable: false }, Body::Single(reply)) => self.read(index, action, reply),
+            (Call::Single { action, serializable: false }, Body::Single(reply)) => {
+                self.read(index, action, reply)
+            }
             (Call::Txn(txn), Body::Txn { succeeded, replies }) => {
                 let actions = if *succeeded { &txn.success } else { &txn.failure };
                 actions.iter().zip(replies).for_each(|(action, reply)| self.read(index, action, reply));
@@ -155,14 +155,25 @@ impl Set {
         for element in all_read.iter().copied().chain(self.added.keys().copied()).collect::<BTreeSet<u64>>() {
             self.element(history, key, element, &reads, found);
         }
-        let last = self.added.values().filter_map(|added| added.acknowledged).map(|index| history.ops[index].returned_ns);
+        let last = self
+            .added
+            .values()
+            .filter_map(|added| added.acknowledged)
+            .map(|index| history.ops[index].returned_ns);
         let is_read = |last: u64| reads.iter().any(|(read, _)| times(read).0 > last);
         if last.max().is_some_and(|last| !is_read(last)) {
             found.unread.get_or_insert_with(|| format!("{key} was not read after the last addition"));
         }
     }
 
-    fn element(&self, history: &History, key: &str, element: u64, reads: &[(&Read, BTreeSet<u64>)], found: &mut Found) {
+    fn element(
+        &self,
+        history: &History,
+        key: &str,
+        element: u64,
+        reads: &[(&Read, BTreeSet<u64>)],
+        found: &mut Found,
+    ) {
         let name = |index: usize| describe::call(history, index);
         let times = |read: &Read| (history.ops[read.index].invoked_ns, history.ops[read.index].returned_ns);
         let seen = reads.iter().filter(|(_, list)| list.contains(&element)).map(|(read, _)| *read);
@@ -173,7 +184,11 @@ impl Set {
                 found.invented.push(format!("{key}: nobody added {element}, seen by {}", name(read.index)));
             }
             (Some(Added { acknowledged: None, unknown: None, failed: Some(failed) }), Some(read)) => {
-                found.back.push(format!("{key}: {element} of {} is seen by {}", name(*failed), name(read.index)));
+                found.back.push(format!(
+                    "{key}: {element} of {} is seen by {}",
+                    name(*failed),
+                    name(read.index)
+                ));
             }
             _ => {}
         }
@@ -198,6 +213,7 @@ mod tests {
     use super::*;
     use crate::judge::history::{Op, Span};
     use crate::judge::simulator::{Next, Plan, Script, cas, get, range, run};
+    use crate::judge::verdict::Held;
 
     fn broken(ops: Vec<Op>) -> Vec<&'static str> {
         let history = History { ops, ..History::default() };
@@ -268,9 +284,14 @@ mod tests {
             let plan = Plan { seed, workload: "set", clients: 5, calls: 150, unknown_one_in: 10 };
             let mut script = run(plan, |seen| {
                 let old = seen.store.get("set/0").map(|kv| kv.value.clone());
-                let new = old.as_ref().map_or(seen.number.to_string(), |old| format!("{old},{}", seen.number));
+                let new =
+                    old.as_ref().map_or(seen.number.to_string(), |old| format!("{old},{}", seen.number));
                 let stale = Some("7".to_owned()).filter(|_| seen.random.one_in(4)).or(old);
-                Next::Call(if seen.random.one_in(3) { get("set/0") } else { cas("set/0", stale.as_deref(), &new) })
+                Next::Call(if seen.random.one_in(3) {
+                    get("set/0")
+                } else {
+                    cas("set/0", stale.as_deref(), &new)
+                })
             });
             script.call(99, u64::MAX - 2, u64::MAX - 1, get("set/0"));
             assert_eq!(broken(script.ops), [""; 0], "seed {seed}");
