@@ -310,7 +310,9 @@ impl Replay<'_> {
     /// Gives each open revision a maker of its own, as far as there are enough.
     fn attribute(mut self) -> Order {
         let choices: Vec<&[usize]> = self.open.iter().map(|open| &open.candidates[..]).collect();
-        let chosen = attribution::assign(&choices, self.candidates.len());
+        let must: Vec<usize> =
+            (0..self.candidates.len()).filter(|number| self.candidates.get(*number).must).collect();
+        let chosen = attribution::assign(&choices, self.candidates.len(), &must);
         let mut used = vec![false; self.candidates.len()];
         for (open, choice) in self.open.iter().zip(chosen) {
             let maker = match (choice, open.lease) {
