@@ -274,7 +274,10 @@ impl Client {
         };
         let (ended, why) = self.read(requests, responses, &mut record).await;
         record.ended = why;
-        context.record_watch(record);
+        // Without any response nothing was promised: there is nothing to judge.
+        if !record.items.is_empty() {
+            context.record_watch(record);
+        }
         ended
     }
 
