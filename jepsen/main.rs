@@ -2,8 +2,9 @@
 //! clients, breaks it, and judges what it saw.
 //!
 //! `args` is the command line, `run` one run, `suite` the runs behind `make
-//! jepsen`, `matrix` those behind `make jepsen-long`. Hosts, faults and
-//! workloads are below folders of their names; `judge` decides.
+//! jepsen`, `matrix` those behind `make jepsen-long`, `mutant_runs` those behind
+//! `make jepsen-mutants`. Hosts, faults and workloads are below folders of their
+//! names; `judge` decides.
 
 mod args;
 mod client;
@@ -13,6 +14,7 @@ mod full_history;
 mod hosts;
 mod judge;
 mod matrix;
+mod mutant_runs;
 mod nemesis;
 mod probe;
 mod report;
@@ -45,6 +47,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if args.matrix {
         return matrix::run(&args).map(pass);
+    }
+    if args.mutants {
+        return mutant_runs::run(&args).map(pass);
     }
     match enter()? {
         Entered::Ended(code) => Ok(code),

@@ -48,10 +48,10 @@ const ELECTION_TIME_MAX: Duration = Duration::from_secs(15);
 /// The most members that a cluster grows to.
 const MEMBERS_MAX: usize = 5;
 /// With what `serve` ends when starting it again would change nothing: here, that it was removed.
-const REMOVED_CODE: &str = "exit status: 7";
+pub const REMOVED_CODE: &str = "exit status: 7";
 
 /// Makes a host's node, which does not run, a voter with an empty disk.
-async fn join(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
+pub async fn join(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
     host.expect_exit(true);
     host.wipe().await?;
     let node = host.index;
@@ -105,7 +105,7 @@ async fn recorded<T>(
 }
 
 /// Removes a host's node from the cluster, whether it runs or not.
-async fn remove(context: &Context, host: &Host) -> anyhow::Result<()> {
+pub async fn remove(context: &Context, host: &Host) -> anyhow::Result<()> {
     let node = host.index;
     let change = async {
         operator::remove(context, host, CHANGE_TIME_MAX).await?;

@@ -6,16 +6,17 @@
 pub mod catalogue;
 pub mod check;
 pub mod clock;
-mod delay;
+pub mod delay;
 mod disk;
 mod maintenance;
 mod membership;
-mod network;
+pub mod network;
 mod operator;
 mod partition;
 mod power;
 mod process;
 mod whom;
+mod wiped;
 
 use std::pin::Pin;
 use std::sync::Arc;

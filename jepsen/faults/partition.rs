@@ -88,7 +88,7 @@ impl Shape {
 }
 
 /// Both ways between two sides.
-fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
+pub fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
     let pairs = left.iter().flat_map(|a| right.iter().map(move |b| (*a, *b)));
     pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
 }
@@ -232,7 +232,7 @@ async fn send_datagrams(context: &Context, ways: &BTreeSet<(usize, usize)>) -> a
     }
     for (from, to) in targets {
         let script = format!("for ip in {}; do echo > /dev/udp/$ip/9; done; true", to.join(" "));
-        inside(&context.hosts.hosts[from], &["bash", "-c", &script]).await?;
+        inside(&context.hosts.hosts[from].name, &["bash", "-c", &script]).await?;
     }
     Ok(())
 }

@@ -160,31 +160,28 @@ fn explains_lock(name: &str, lease: i64, is_answered: bool, told: &[Event]) -> b
     }
 }
 
-/// Gives each item one of its choices so that no choice is given twice and as many items as possible have
-/// one (augmenting paths, Kuhn's algorithm).
-pub fn assign(items: &[&[usize]], choices: usize) -> Vec<Option<usize>> {
-    fn give(
-        item: usize,
-        items: &[&[usize]],
-        owner: &mut [Option<usize>],
-        tried: &mut [usize],
-        round: usize,
-    ) -> bool {
-        for choice in items[item] {
-            if tried[*choice] == round {
-                continue;
-            }
-            tried[*choice] = round;
-            if owner[*choice].is_none_or(|other| give(other, items, owner, tried, round)) {
-                owner[*choice] = Some(item);
-                return true;
-            }
-        }
-        false
+/// Gives each item one of its choices so that no choice is given twice, as many of the choices in `must` as
+/// possible are given, and then as many items as possible have one (augmenting paths, Kuhn's algorithm, first
+/// from the choices and then from the items: what has a partner keeps having one).
+pub fn assign(items: &[&[usize]], choices: usize, must: &[usize]) -> Vec<Option<usize>> {
+    let mut wanted_by: Vec<Vec<usize>> = vec![Vec::new(); choices];
+    for (item, wanted) in items.iter().enumerate() {
+        wanted.iter().for_each(|choice| wanted_by[*choice].push(item));
+    }
+    let wanted_by: Vec<&[usize]> = wanted_by.iter().map(|items| &items[..]).collect();
+    let mut chosen = vec![None; items.len()];
+    let mut tried = vec![usize::MAX; items.len()];
+    for choice in must {
+        give(*choice, &wanted_by, &mut chosen, &mut tried, *choice);
     }
     let mut owner = vec![None; choices];
+    for (item, choice) in chosen.iter().enumerate() {
+        if let Some(choice) = choice {
+            owner[*choice] = Some(item);
+        }
+    }
     let mut tried = vec![usize::MAX; choices];
-    for item in 0..items.len() {
+    for item in (0..items.len()).filter(|item| chosen[*item].is_none()) {
         give(item, items, &mut owner, &mut tried, item);
     }
     let mut chosen = vec![None; items.len()];
@@ -196,14 +193,43 @@ pub fn assign(items: &[&[usize]], choices: usize) -> Vec<Option<usize>> {
     chosen
 }
 
+/// Finds `one` a partner among its `edges`, moving others to other partners where that makes room.
+fn give(
+    one: usize,
+    edges: &[&[usize]],
+    owner: &mut [Option<usize>],
+    tried: &mut [usize],
+    round: usize,
+) -> bool {
+    for partner in edges[one] {
+        if tried[*partner] == round {
+            continue;
+        }
+        tried[*partner] = round;
+        if owner[*partner].is_none_or(|other| give(other, edges, owner, tried, round)) {
+            owner[*partner] = Some(one);
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn as_many_items_as_possible_get_a_choice_of_their_own() {
-        assert_eq!(assign(&[&[0, 1], &[0]], 2), [Some(1), Some(0)]);
-        assert_eq!(assign(&[&[0], &[0], &[]], 1), [Some(0), None, None]);
-        assert_eq!(assign(&[&[0, 1], &[0, 2], &[0]], 3), [Some(1), Some(2), Some(0)]);
+        assert_eq!(assign(&[&[0, 1], &[0]], 2, &[]), [Some(1), Some(0)]);
+        assert_eq!(assign(&[&[0], &[0], &[]], 1, &[]), [Some(0), None, None]);
+        assert_eq!(assign(&[&[0, 1], &[0, 2], &[0]], 3, &[]), [Some(1), Some(2), Some(0)]);
+    }
+
+    #[test]
+    fn a_choice_that_must_be_given_comes_before_one_that_may() {
+        assert_eq!(assign(&[&[0, 1]], 2, &[1]), [Some(1)]);
+        assert_eq!(assign(&[&[0, 1], &[1, 2]], 3, &[0, 2]), [Some(0), Some(2)]);
+        assert_eq!(assign(&[&[0, 1], &[1]], 2, &[0]), [Some(0), Some(1)], "and no item goes without");
+        assert_eq!(assign(&[&[0, 1]], 2, &[0, 1]).len(), 1, "more musts than items");
     }
 }

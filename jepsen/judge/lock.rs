@@ -8,9 +8,5 @@ use super::verdict::{Held, Verdict};
 /// `workload/unfenced/` may lose elements, which is counted as information. Elements are unique per key.
 pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
     let _ = (history, workload);
-    vec![Verdict {
-        claim: "a fenced write is never lost",
-        checked: 0,
-        outcome: Held::Undecided("not judged".into()),
-    }]
+    vec![Verdict::new("not judged", 0, Held::Undecided("not judged".into()))]
 }

@@ -9,6 +9,7 @@ pub mod verdict;
 
 mod attribution;
 mod calls;
+mod cycles;
 mod describe;
 mod event_log;
 mod model;

@@ -17,7 +17,7 @@ use super::describe;
 use super::event_log::{self, EventLog};
 use super::history::{Action, ActionReply, Body, Call, Event, EventKind, History, Outcome, Revision};
 use super::model::Store;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const UNIQUE: &str = "every write has a revision of its own";
 const TIME: &str = "revisions keep to the order of time";
@@ -59,15 +59,11 @@ pub fn check(history: &History) -> Vec<Verdict> {
         (order.log.reached <= 1 && order.writes > 0)
             .then(|| "the watch of everything is not in the history".into())
     });
-    let watched = |claim, checked, findings: Vec<String>| match &beyond {
-        Some(why) if findings.is_empty() => Verdict { claim, checked, outcome: Held::Undecided(why.clone()) },
-        _ => Verdict::from_findings(claim, checked, describe::some(findings)),
-    };
     vec![
         Verdict::from_findings(UNIQUE, order.writes, describe::some(order.unique)),
         Verdict::from_findings(TIME, order.timed, describe::some(order.time)),
-        watched(REPLAY, order.replayed, order.replay),
-        watched(MADE, order.makers.len(), order.made),
+        Verdict::unless(REPLAY, order.replayed, describe::some(order.replay), beyond.clone()),
+        Verdict::unless(MADE, order.makers.len(), describe::some(order.made), beyond),
     ]
 }
 
@@ -314,7 +310,9 @@ impl Replay<'_> {
     /// Gives each open revision a maker of its own, as far as there are enough.
     fn attribute(mut self) -> Order {
         let choices: Vec<&[usize]> = self.open.iter().map(|open| &open.candidates[..]).collect();
-        let chosen = attribution::assign(&choices, self.candidates.len());
+        let must: Vec<usize> =
+            (0..self.candidates.len()).filter(|number| self.candidates.get(*number).must).collect();
+        let chosen = attribution::assign(&choices, self.candidates.len(), &must);
         let mut used = vec![false; self.candidates.len()];
         for (open, choice) in self.open.iter().zip(chosen) {
             let maker = match (choice, open.lease) {
@@ -380,6 +378,7 @@ mod tests {
     use crate::judge::history::{Op, Reply, WatchBody};
     use crate::judge::random::Random;
     use crate::judge::simulator::{Script, cas, get, mixed, put, put_leased};
+    use crate::judge::verdict::Held;
 
     fn broken(history: &History) -> Vec<&'static str> {
         check(history).iter().filter(|verdict| !verdict.held()).map(|verdict| verdict.claim).collect()
