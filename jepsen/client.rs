@@ -76,7 +76,7 @@ impl Client {
             connected: false,
             silent_calls: 0,
             deadline: DEADLINE,
-            tells_deadline: process % 2 == 0,
+            tells_deadline: process.is_multiple_of(2),
         }
     }
 

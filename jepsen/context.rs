@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::hosts::Hosts;
-use crate::judge::history::{FaultRecord, History, Op, WatchStream};
+use crate::judge::history::{FaultRecord, History, Op, Revision, WatchStream};
 
 /// One run, as everyone in it sees it.
 pub struct Context {
@@ -21,6 +22,8 @@ pub struct Context {
     began: Instant,
     process_next: AtomicU64,
     history: Mutex<History>,
+    /// Up to where the full history is recorded.
+    recorded: Mutex<Option<watch::Receiver<Option<Revision>>>>,
 }
 
 impl Context {
@@ -33,6 +36,7 @@ impl Context {
             began: Instant::now(),
             process_next: AtomicU64::new(0),
             history: Mutex::new(History { seed, ..History::default() }),
+            recorded: Mutex::new(None),
         }
     }
 
@@ -59,6 +63,18 @@ impl Context {
     /// Sleeps, but not beyond the stop sign.
     pub async fn sleep(&self, time: Duration) {
         let _ = tokio::time::timeout(time, self.stop.cancelled()).await;
+    }
+
+    /// Follows how far the full history is recorded.
+    pub fn follow_recorded(&self, position: watch::Receiver<Option<Revision>>) {
+        *self.recorded.lock().expect("no recorder panics") = Some(position);
+    }
+
+    /// Up to where every change is recorded. Whoever compacts must not go beyond, or nobody can tell
+    /// afterwards what the store did there.
+    pub fn recorded(&self) -> Revision {
+        let recorded = self.recorded.lock().expect("no recorder panics");
+        recorded.as_ref().and_then(|position| *position.borrow()).unwrap_or(0)
     }
 
     pub fn record(&self, op: Op) {

@@ -1,7 +1,7 @@
 //! Every change of the run, as one watch from revision 1 over all keys told it.
 //!
-//! It runs from the beginning, so that a compaction cannot take away what it
-//! has not seen, moves from member to member, and is brought to the last
+//! It runs from the beginning and says how far it is, so that whoever compacts
+//! can leave what it has not seen, moves from member to member, and is brought to the last
 //! revision when everything was healed. Checkers take it as the list of what
 //! happened, so a gap or a repeat in it is a finding of theirs.
 
@@ -34,12 +34,8 @@ impl FullHistory {
         let wish = Wish::new(WORKLOAD, everything, 1);
         let habits = Habits { move_every: Some(MOVE_EVERY), ..Habits::default() };
         let watcher = Watcher::start_as(&context, FULL_HISTORY, wish, habits);
+        context.follow_recorded(watcher.follow());
         FullHistory { context, watcher }
-    }
-
-    /// Up to where it is complete. A compaction beyond it would leave a gap.
-    pub fn position(&self) -> Revision {
-        self.watcher.position().unwrap_or(0)
     }
 
     /// Completes it up to the revision that the store has now. What is written
@@ -59,7 +55,7 @@ impl FullHistory {
     }
 
     async fn reach(self, revision: Revision) -> anyhow::Result<()> {
-        let position = self.position();
+        let position = self.context.recorded();
         anyhow::ensure!(
             self.watcher.finish(revision, FINISH_TIME_MAX).await?,
             "it got from {position} not to {revision} within {FINISH_TIME_MAX:?}"

@@ -93,7 +93,7 @@ pub struct Habits {
 impl Default for Habits {
     fn default() -> Habits {
         Habits {
-            silence_max: Duration::from_secs(4),
+            silence_max: Duration::from_secs(3),
             progress_every: Some(Duration::from_secs(1)),
             move_every: None,
             stall: None,
@@ -150,19 +150,35 @@ impl Watcher {
         *self.position.borrow()
     }
 
-    /// Lets it go on until it has seen everything up to `revision`, but no longer than `within`, and
-    /// ends it. Returns whether it got there.
+    /// Tells its [`Watcher::position`] to others.
+    pub fn follow(&self) -> watch::Receiver<Option<Revision>> {
+        self.position.clone()
+    }
+
+    /// Lets it end by itself once it has seen everything up to `revision`.
+    pub fn aim(&self, revision: Revision) {
+        self.goal.send_modify(|goal| goal.revision = revision);
+    }
+
+    /// Aims it at `revision`, unless it was aimed before, and waits for its end, but no longer than
+    /// `within`: then it is ended. Returns whether it got there.
     ///
     /// # Errors
     /// When its task failed, which is the harness's fault.
     pub async fn finish(self, revision: Revision, within: Duration) -> anyhow::Result<bool> {
         let Watcher { goal, mut task, .. } = self;
-        goal.send_replace(Goal { revision, give_up: false });
+        goal.send_if_modified(|goal| {
+            let aimless = goal.revision == 0;
+            if aimless {
+                goal.revision = revision;
+            }
+            aimless
+        });
         if let Ok(ended) = tokio::time::timeout(within, &mut task).await {
             ended?;
             return Ok(true);
         }
-        goal.send_replace(Goal { revision, give_up: true });
+        goal.send_modify(|goal| goal.give_up = true);
         task.await?;
         Ok(false)
     }
@@ -258,7 +274,10 @@ impl Client {
         };
         let (ended, why) = self.read(requests, responses, &mut record).await;
         record.ended = why;
-        context.record_watch(record);
+        // Without any response nothing was promised: there is nothing to judge.
+        if !record.items.is_empty() {
+            context.record_watch(record);
+        }
         ended
     }
 

@@ -10,27 +10,53 @@
 //! two that need more than a condition keep the rest in a file of their own,
 //! compiled with the feature only (`raft/early.rs`, `node/paused.rs`).
 //!
-//! | name | what is broken | workload × fault that shows it | the claim it breaks |
-//! |---|---|---|---|
-//! | `log-not-synced` | `storage/log/rocks.rs`: entries are written and not synced | set, register × power failure of all, or of a majority | no acknowledged write is lost |
-//! | `vote-not-synced` | `storage/log/rocks.rs`: a vote stays in memory, outside the write-ahead log | any × power failure or kill of all | writes flow after healing: terms begin anew below the log's, and nobody can lead |
-//! | `read-without-read-index` | `node/read.rs`: a linearizable read is answered from the local view | register × none (readers on followers), partitions | linearizability |
-//! | `lease-read-trusting-paused-clock` | `node/read.rs`: the leader answers reads by a lease whose clock stands still while the process is stopped | register × pause of the leader, with more than one endpoint written to | linearizability (a stale read just after the leader goes on) |
-//! | `ack-before-quorum` | `raft/replication.rs`: an append counts as replicated once it is sent | set, register × leader alone, kill or power failure of the leader | no acknowledged write is lost; linearizability |
-//! | `replay-not-idempotent` | `machine/state.rs`: the mark of what is applied falls behind the state it is written with | mixed KV × kill or rolling restart, with snapshots or a clean stop, which flush the state | members are equal; replay in revision order |
-//! | `watch-skips-on-resume` | `watch/stream.rs`: a watcher that starts in the past begins one revision late | watch × anything that makes watchers reconnect | a watch has no gap |
-//! | `progress-before-events` | `watch/stream.rs`: a request for progress is answered at once, with the store's revision | watch with requests for progress × load, slow watchers | nothing at or below a promised revision follows |
-//! | `compaction-drops-tombstone` | `mvcc/sweep.rs`: a sweep forgets the deletion of a key that is dead now, above the compact mark too | watch from the past and reads of the past × compaction with restarts, or a small ring | a watch has no gap; reads of the past; equal hashes |
-//! | `snapshot-install-silent` | `watch/hub.rs`: watchers go on behind an installed snapshot without what it brought | watch on a member cut off from its peers until it needs a snapshot | a watch has no gap |
-//! | `lease-by-wall-clock` | `node/lessor.rs`: leases are timed by the wall clock | lease × wall clock jumps by ±300 s on the leader | no lease ends early; every lease ends in time |
-//! | `unsafe-membership-change` | `raft/transport.rs`, `node/bootstrap.rs`: another disk under a member's id is taken for the member. A, B, C become A, B, C' in one step, without removal, joint configuration and addition, and A, C' need not overlap with B, C | register, set × a follower wiped and started again while the one it shared the newest entries with is cut off | no acknowledged write is lost; linearizability; members are equal |
+//! Of each: where it stands and what is broken; which workload and fault show it;
+//! which claim it breaks.
+//!
+//! - **`log-not-synced`** `storage/log/rocks.rs`: entries are written and not synced. *Shown by* set,
+//!   register × power failure of all, or of a majority. *Breaks:* no acknowledged write is lost.
+//! - **`vote-not-synced`** `storage/log/rocks.rs`: a vote stays in memory, outside the write-ahead log.
+//!   *Shown by* any × power failure or kill of all. *Breaks:* writes flow after healing: terms begin anew
+//!   below the log's, and nobody can lead.
+//! - **`read-without-read-index`** `node/read.rs`: a linearizable read is answered from the local view.
+//!   *Shown by* register × none (readers on followers), partitions. *Breaks:* linearizability.
+//! - **`lease-read-trusting-paused-clock`** `node/read.rs`: the leader answers reads by a lease whose
+//!   clock stands still while the process is stopped. *Shown by* register × pause of the leader, with
+//!   more than one endpoint written to. *Breaks:* linearizability (a stale read just after the leader
+//!   goes on).
+//! - **`ack-before-quorum`** `raft/replication.rs`: an append counts as replicated once it is sent.
+//!   *Shown by* set, register × leader alone, kill or power failure of the leader. *Breaks:* no
+//!   acknowledged write is lost; linearizability.
+//! - **`replay-not-idempotent`** `machine/state.rs`: the mark of what is applied falls behind the state
+//!   it is written with. *Shown by* mixed KV × kill or rolling restart, with snapshots or a clean stop,
+//!   which flush the state. *Breaks:* members are equal; replay in revision order.
+//! - **`watch-skips-on-resume`** `watch/stream.rs`: a watcher that starts in the past begins one
+//!   revision late. *Shown by* watch × anything that makes watchers reconnect. *Breaks:* a watch has no
+//!   gap.
+//! - **`progress-before-events`** `watch/stream.rs`: a request for progress is answered at once, with
+//!   the store's revision. *Shown by* watch with requests for progress × load, slow watchers. *Breaks:*
+//!   nothing at or below a promised revision follows.
+//! - **`compaction-drops-tombstone`** `mvcc/sweep.rs`: a sweep forgets the deletion of a key that is
+//!   dead now, above the compact mark too. *Shown by* watch from the past and reads of the past ×
+//!   compaction with restarts, or a small ring. *Breaks:* a watch has no gap; reads of the past; equal
+//!   hashes.
+//! - **`snapshot-install-silent`** `watch/hub.rs`: watchers go on behind an installed snapshot without
+//!   what it brought. *Shown by* watch on a member cut off from its peers until it needs a snapshot.
+//!   *Breaks:* a watch has no gap.
+//! - **`lease-by-wall-clock`** `node/lessor.rs`: leases are timed by the wall clock. *Shown by* lease ×
+//!   wall clock jumps by ±300 s on the leader. *Breaks:* no lease ends early; every lease ends in time.
+//! - **`unsafe-membership-change`** `raft/transport.rs`, `node/bootstrap.rs`: another disk under a
+//!   member's id is taken for the member. A, B, C become A, B, C' in one step, without removal, joint
+//!   configuration and addition, and A, C' need not overlap with B, C. *Shown by* register, set × a
+//!   follower wiped and started again while the one it shared the newest entries with is cut off.
+//!   *Breaks:* no acknowledged write is lost; linearizability; members are equal.
 
 /// The variable of the environment that chooses a bug by its name.
 pub const VARIABLE: &str = "MAINSTAY_MUTANT";
 
 macro_rules! mutants {
     ($($variant:ident $name:literal: $what:literal;)*) => {
-        /// A deliberate bug; the table above says what each breaks.
+        /// A deliberate bug; the list at the top says what each breaks.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Mutant {
             $(#[doc = $what] $variant,)*

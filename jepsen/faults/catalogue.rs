@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Fault, disk, power, process};
+use super::{Fault, clock, delay, disk, maintenance, membership, network, partition, power, process, wiped};
 use crate::probe::Ability;
 
 /// Every fault that there must be, in the order in which results are shown.
@@ -45,12 +45,25 @@ pub const NAMES: &[&str] = &[
     "grow-shrink",
     "replace-node",
     "remove-leader",
+    "wiped-member",
     "compact",
     "snapshot-behind",
 ];
 
 /// The tables of all families. A new family's table is added here.
-const FAMILIES: &[&[Entry]] = &[process::FAULTS, power::FAULTS, disk::FAULTS];
+const FAMILIES: &[&[Entry]] = &[
+    process::FAULTS,
+    power::FAULTS,
+    disk::FAULTS,
+    partition::FAULTS,
+    delay::FAULTS,
+    network::FAULTS,
+    clock::FAULTS,
+    membership::FAULTS,
+    wiped::FAULTS,
+    maintenance::FAULTS,
+    wiped::FAULTS,
+];
 
 /// One fault, as the schedule sees it.
 #[derive(Clone, Copy)]
@@ -85,6 +98,8 @@ pub enum Lock {
     Nodes,
     /// The clocks of the nodes.
     Clocks,
+    /// How fast the network is.
+    Pace,
     /// The shape of the network: two partitions at once would be a third one.
     Links,
 }

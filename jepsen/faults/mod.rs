@@ -5,10 +5,18 @@
 
 pub mod catalogue;
 pub mod check;
+pub mod clock;
+pub mod delay;
 mod disk;
+mod maintenance;
+mod membership;
+pub mod network;
+mod operator;
+mod partition;
 mod power;
 mod process;
 mod whom;
+mod wiped;
 
 use std::pin::Pin;
 use std::sync::Arc;

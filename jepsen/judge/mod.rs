@@ -7,8 +7,11 @@
 pub mod history;
 pub mod verdict;
 
+mod attribution;
 mod calls;
+mod cycles;
 mod describe;
+mod event_log;
 mod model;
 mod random;
 mod simulator;

@@ -177,6 +177,41 @@ fn register_call(key: &str, seen: Seen<'_>) -> Call {
     }
 }
 
+/// Every kind of call on a few keys, with leases that run out and reads of the past.
+pub fn mixed(seed: u64, calls: usize, unknown_one_in: u64) -> Script {
+    run(Plan { seed, workload: "kv", clients: 6, calls, unknown_one_in }, |seen| {
+        let Seen { number, store, random, .. } = seen;
+        let mut key = || format!("kv/{}", random.below(6));
+        let (one, two) = (key(), key());
+        let value = number.to_string();
+        let past = 1 + random.below(store.revision() as u64) as Revision;
+        let compare = match random.below(5) {
+            0 => equal(&one, Operand::ModRevision(store.get(&one).map_or(0, |kv| kv.mod_revision))),
+            1 => Compare { relation: Relation::Greater, ..equal(&one, Operand::Version(2)) },
+            2 => Compare { relation: Relation::NotEqual, ..equal(&one, Operand::Value(past.to_string())) },
+            3 => Compare { relation: Relation::Less, ..equal(&one, Operand::CreateRevision(past)) },
+            _ => equal(&one, Operand::Lease(1)),
+        };
+        let read = |revision, limit| Action::Range { span: Span::prefix("kv/"), revision, limit };
+        Next::Call(match random.below(16) {
+            0..3 => put(&one, &value),
+            3 => put_leased(&one, &value, 1 + random.below(3) as i64),
+            4 => delete(Span::key(one)),
+            5 => delete(Span { key: one.clone().min(two.clone()), end: Some(one.max(two)) }),
+            6..9 => get(&one),
+            9 => range(Span::prefix("kv/")),
+            10 => Call::Single { action: read(past, 2), serializable: false },
+            11..14 if one != two => {
+                let success = vec![putting(&one, &value), putting(&two, &value), read(0, 0)];
+                let failure = vec![Action::Delete { span: Span::key(one), prev_kv: true }, read(past, 0)];
+                Call::Txn(Txn { compares: vec![compare], success, failure })
+            }
+            14 => Call::LeaseRevoke { id: 1 + random.below(3) as i64 },
+            _ => return Next::Expire(1 + random.below(3) as i64),
+        })
+    })
+}
+
 /// The register's read.
 pub fn get(key: &str) -> Call {
     range(Span::key(key))

@@ -83,7 +83,7 @@ impl Workload for Append {
 async fn work(mut worker: Worker, generations: Arc<Generations>) -> anyhow::Result<()> {
     while worker.turn(2).await {
         let keys = draw_keys(&mut worker, &generations);
-        let reads = keys.iter().map(read).collect();
+        let reads = keys.iter().map(|key| read(key)).collect();
         let look = Call::Txn(Txn { success: reads, ..Txn::default() });
         let Some(mut seen) = lists(&worker.client.call(look).await, keys.len()) else { continue };
         seen.iter().flatten().for_each(|kv| generations.note(kv));
@@ -108,8 +108,8 @@ fn draw_keys(worker: &mut Worker, generations: &Generations) -> Vec<String> {
     (0..count).map(|step| generations.key((first + step) % LISTS)).collect()
 }
 
-fn read(key: &String) -> Action {
-    Action::Range { span: Span::key(key.clone()), revision: 0, limit: 0 }
+fn read(key: &str) -> Action {
+    Action::Range { span: Span::key(key), revision: 0, limit: 0 }
 }
 
 /// What a transaction of nothing but reads, one a key, saw in each key.
@@ -150,5 +150,5 @@ fn append(worker: &mut Worker, keys: &[String], seen: &[Option<Kv>]) -> Txn {
             success.push(Action::Put { key: key.clone(), value, lease: 0, prev_kv: false });
         }
     }
-    Txn { compares, success, failure: keys.iter().map(read).collect() }
+    Txn { compares, success, failure: keys.iter().map(|key| read(key)).collect() }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Work;
 use crate::client::Client;
 use crate::context::Context;
-use crate::judge::history::{Action, ActionReply, Body, Call, Kv, Outcome, Span};
+use crate::judge::history::{Action, ActionReply, Body, Call, Kv, Outcome, Revision, Span};
 
 /// Workers of one workload: enough that every member of a cluster of five is asked.
 pub const WORKERS: usize = 6;
@@ -33,7 +33,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    fn new(context: &Arc<Context>, workload: &'static str, index: usize, workers: usize) -> Worker {
+    /// The worker `index` of `workers` that share the workload's rate.
+    pub fn new(context: &Arc<Context>, workload: &'static str, index: usize, workers: usize) -> Worker {
         let salt = workload.bytes().fold(index as u64 + 1, |sum, byte| {
             sum.wrapping_mul(0x0100_0000_01b3).wrapping_add(u64::from(byte))
         });
@@ -169,4 +170,16 @@ pub async fn read_finally(
     let action = Action::Range { span, revision: 0, limit: 0 };
     let outcome = insist(context, workload, 0, Call::Single { action, serializable: false }).await?;
     Ok(kvs(&outcome).unwrap_or_default())
+}
+
+/// The store's revision at the end, from a linearizable read.
+///
+/// # Errors
+/// See [`insist`].
+pub async fn revision_finally(context: &Arc<Context>, workload: &'static str) -> anyhow::Result<Revision> {
+    let action = Action::Range { span: Span::key(format!("{workload}/")), revision: 0, limit: 0 };
+    match insist(context, workload, 0, Call::Single { action, serializable: false }).await? {
+        Outcome::Ok(reply) => Ok(reply.revision),
+        doubtful => anyhow::bail!("{workload}: an answer was {doubtful:?}"),
+    }
 }

@@ -7,11 +7,16 @@ mod crew;
 
 mod append;
 mod bank;
+mod convergence;
 mod kv;
+mod lease;
+mod lock;
+mod membership;
 mod register;
 mod request_ids;
 mod serializable;
 mod set;
+mod watch;
 
 use std::sync::Arc;
 
@@ -84,6 +89,31 @@ pub const CATALOGUE: &[Entry] = &[
         name: "request-ids",
         about: "writes repeated under the same id; each applied once",
         make: || Box::new(request_ids::RequestIds),
+    },
+    Entry {
+        name: "watch",
+        about: "watchers of every kind that move from member to member; nine guarantees",
+        make: || Box::<watch::Watch>::default(),
+    },
+    Entry {
+        name: "lease",
+        about: "leases kept alive, revoked and left to run out; never too early, never for good",
+        make: || Box::<lease::Lease>::default(),
+    },
+    Entry {
+        name: "lock",
+        about: "turns of the Lock service around appends; fenced ones are never lost",
+        make: || Box::new(lock::Lock),
+    },
+    Entry {
+        name: "membership",
+        about: "a client at every host while members come and go; the removed serve no reads",
+        make: || Box::new(membership::Membership),
+    },
+    Entry {
+        name: "convergence",
+        about: "writes through every member, and its hash in the end; all members agree",
+        make: || Box::<convergence::Convergence>::default(),
     },
 ];
 

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::crew::{self, WORKERS, Worker};
 use super::{Work, Workload};
 use crate::client::RequestId;
@@ -21,8 +23,8 @@ const NAME: &str = "request-ids";
 const KEYS: usize = 5;
 /// How long a session lives without a write of its own: longer than any fault.
 const SESSION_TTL_S: u64 = 3_600;
-/// Attempts of one write that nobody answers.
-const ATTEMPTS_MAX: usize = 12;
+/// How long one write is tried when nobody answers: longer than most faults.
+const INSIST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Answered writes of a worker that may still be repeated.
 const KEPT: usize = 6;
 
@@ -115,8 +117,9 @@ async fn open(worker: &mut Worker) -> Option<Session> {
 
 /// The same write under the same id until it is answered, given up, or the run is over.
 async fn insist(worker: &mut Worker, call: &Call, id: RequestId) -> Outcome {
+    let give_up_at = Instant::now() + INSIST_TIME_MAX;
     let mut outcome = worker.client.call_with_id(call.clone(), Some(id)).await;
-    for _ in 1..ATTEMPTS_MAX {
+    while Instant::now() < give_up_at {
         if matches!(outcome, Outcome::Ok(_)) || worker.context.stopped() {
             break;
         }

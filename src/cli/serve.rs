@@ -166,6 +166,7 @@ fn parts(settings: &Settings, env: &EnvRef, fatal: Fatal) -> NodeParts {
         watch: settings.watch.clone(),
         data_dir: DataDirOptions::default(),
         inline: false,
+        log: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Effect;
 use super::chunk::Chunk;
-use crate::storage::layout::{self, Family, SessionRecord, WriteRecord};
+use crate::storage::layout::{self, Family, SessionKey, SessionRecord, WriteRecord};
 use crate::storage::{Read, StateDb, StorageError, codec};
 use crate::types::{ApplyError, Outcome, Reply, RequestId, SequenceOutcome};
 
@@ -46,22 +46,18 @@ impl Sessions {
         let mut cursor = db.scan(Family::Session, b"s", None);
         cursor.seek_to_first();
         while let Some((key, value)) = cursor.item()? {
-            let numbers: Vec<u64> = key[1..]
-                .chunks_exact(8)
-                .map(|bytes| u64::from_be_bytes(bytes.try_into().expect("chunks of 8 bytes")))
-                .collect();
-            match (key[0], &numbers[..]) {
-                (b's', [id]) => {
+            match layout::parse_session(key) {
+                Some(SessionKey::Session(id)) => {
                     let record = codec::decode("session", value)?;
-                    sessions.sessions.insert(*id, Session { record, writes: BTreeMap::new() });
+                    sessions.sessions.insert(id, Session { record, writes: BTreeMap::new() });
                 }
-                (b'w', [id, sequence]) => {
+                Some(SessionKey::Write(id, sequence)) => {
                     // Sessions sort before writes, so each write finds its own.
-                    if let Some(session) = sessions.sessions.get_mut(id) {
-                        session.writes.insert(*sequence, codec::decode("session write", value)?);
+                    if let Some(session) = sessions.sessions.get_mut(&id) {
+                        session.writes.insert(sequence, codec::decode("session write", value)?);
                     }
                 }
-                _ => {
+                None => {
                     let reason = format!("key {key:02x?} is not one of the catalogue");
                     return Err(StorageError::Corrupt { what: "session".to_owned(), reason });
                 }

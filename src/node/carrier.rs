@@ -119,7 +119,11 @@ pub fn encode_answer(answer: &Answer) -> ControlAskResponse {
     ControlAskResponse { answer: codec::encode(answer).into() }
 }
 
-fn decode_answer(bytes: &[u8]) -> Result<Answer, String> {
+/// What [`encode_answer`] encoded, from a message's bytes.
+///
+/// # Errors
+/// What is malformed about it.
+pub fn decode_answer(bytes: &[u8]) -> Result<Answer, String> {
     let response = ControlAskResponse::decode(bytes).map_err(|error| error.to_string())?;
     codec::decode("the leader's answer", &response.answer).map_err(|error| error.to_string())
 }
@@ -151,7 +155,11 @@ pub fn encode_results(results: Vec<ForwardResult>) -> ControlForwardResults {
     ControlForwardResults { results: results.into_iter().map(encode).collect() }
 }
 
-fn decode_results(bytes: &[u8]) -> Result<Vec<ForwardResult>, String> {
+/// What [`encode_results`] encoded, from a message's bytes.
+///
+/// # Errors
+/// What is malformed about it.
+pub fn decode_results(bytes: &[u8]) -> Result<Vec<ForwardResult>, String> {
     let results = ControlForwardResults::decode(bytes).map_err(|error| error.to_string())?;
     let decode = |result: ControlForwardResult| {
         let outcome = match result.outcome {

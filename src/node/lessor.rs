@@ -20,6 +20,7 @@ use super::core::{Core, internal};
 use super::propose::Proposer;
 use super::read::Reads;
 use super::tasks::Tasks;
+use crate::env::off_thread;
 use crate::machine::Effect;
 use crate::mutant::{self, Mutant};
 use crate::mvcc::View;
@@ -427,7 +428,7 @@ impl Lessor {
         // by them, which changes nothing.
         self.clocks.lock().meanwhile = Some(Vec::new());
         let view = core.view();
-        let loaded = tokio::task::spawn_blocking(move || load(&view)).await.map_err(internal)?;
+        let loaded = off_thread(&self.env, move || load(&view)).await.map_err(internal)?;
         let (leases, sessions) = loaded.inspect_err(|error| {
             core.fail(error);
         })?;

@@ -38,8 +38,9 @@ pub use types::{
     TypeConfig, Vote,
 };
 pub use wire::{
-    append_response, ballot, parse_append_request, parse_snapshot_header, parse_transfer_request,
-    parse_vote_request, transfer_response, vote_response,
+    append_request, append_response, ballot, parse_append_request, parse_append_response,
+    parse_snapshot_header, parse_transfer_request, parse_transfer_response, parse_vote_request,
+    parse_vote_response, transfer_request, transfer_response, vote_request, vote_response,
 };
 
 /// openraft, with this crate's types.

@@ -43,7 +43,8 @@ fn parse_log_id(id: peer::LogId) -> LogId {
     LogPosition { term: id.term, node: id.node, index: id.index }.into()
 }
 
-pub(super) fn append_request(request: &AppendRequest) -> peer::AppendRequest {
+/// Entries for the log, or a heartbeat without any.
+pub fn append_request(request: &AppendRequest) -> peer::AppendRequest {
     peer::AppendRequest {
         ballot: Some(ballot(&request.vote)),
         previous: request.prev_log_id.as_ref().map(log_id),
@@ -87,7 +88,11 @@ pub fn append_response(result: &AppendResult) -> peer::AppendResponse {
     peer::AppendResponse { result: Some(answer) }
 }
 
-pub(super) fn parse_append_response(response: peer::AppendResponse) -> Result<AppendResult, PeerError> {
+/// How far the log of the other matches.
+///
+/// # Errors
+/// [`PeerError::Failed`] for an answer without a result.
+pub fn parse_append_response(response: peer::AppendResponse) -> Result<AppendResult, PeerError> {
     use append_response::Result as Answer;
     match response.result {
         Some(Answer::Matching(matching)) => Ok(Ok(matching.last.map(parse_log_id))),
@@ -97,7 +102,8 @@ pub(super) fn parse_append_response(response: peer::AppendResponse) -> Result<Ap
     }
 }
 
-pub(super) fn vote_request(request: &VoteRequest) -> peer::VoteRequest {
+/// A request for a vote.
+pub fn vote_request(request: &VoteRequest) -> peer::VoteRequest {
     peer::VoteRequest {
         ballot: Some(ballot(&request.vote)),
         last_log_id: request.last_log_id.as_ref().map(log_id),
@@ -125,12 +131,17 @@ pub fn vote_response(response: &VoteResponse) -> peer::VoteResponse {
     }
 }
 
-pub(super) fn parse_vote_response(response: peer::VoteResponse) -> Result<VoteResponse, PeerError> {
+/// The answer to a request for a vote.
+///
+/// # Errors
+/// [`PeerError::Failed`] when the vote is missing.
+pub fn parse_vote_response(response: peer::VoteResponse) -> Result<VoteResponse, PeerError> {
     let vote = parse_ballot(response.ballot)?;
     Ok(VoteResponse::new(vote, response.last_log_id.map(parse_log_id), response.granted))
 }
 
-pub(super) fn transfer_request(request: &TransferLeaderRequest) -> peer::TransferLeaderRequest {
+/// A transfer of leadership.
+pub fn transfer_request(request: &TransferLeaderRequest) -> peer::TransferLeaderRequest {
     peer::TransferLeaderRequest {
         from_leader: Some(ballot(request.from_leader())),
         to_node: *request.to_node_id(),
@@ -168,7 +179,11 @@ pub fn transfer_response(result: &TransferLeaderResult) -> peer::TransferLeaderR
     peer::TransferLeaderResponse { result: Some(answer) }
 }
 
-pub(super) fn parse_transfer_response(
+/// Whether a transfer was taken up.
+///
+/// # Errors
+/// [`PeerError::Failed`] for an answer without a result.
+pub fn parse_transfer_response(
     response: peer::TransferLeaderResponse,
 ) -> Result<TransferLeaderResult, PeerError> {
     use transfer_leader_response::Result as Answer;

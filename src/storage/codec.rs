@@ -1,7 +1,8 @@
 //! The one way values become bytes: `[format][crc32c of the rest, little endian][bincode]`.
 //!
 //! Formats are never reused, and golden bytes below hold each one still. The
-//! encoding is bincode 2's standard configuration with a limit of 16 MiB.
+//! encoding is bincode 2's standard configuration, with a limit that grows with
+//! what there is to read.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,12 +10,21 @@ use serde::de::DeserializeOwned;
 use super::StorageError;
 
 /// bincode's standard configuration, bounded so that a damaged length cannot
-/// make a reader allocate without end.
-const CONFIG: bincode::config::Configuration<
+/// make a reader allocate without end. A number counts as wide as its type
+/// against the bound and takes one byte when it is small, so what fits in an
+/// eighth of the bound can always be read.
+type Config<const LIMIT_BYTES: usize> = bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<{ 16 << 20 }>,
-> = bincode::config::standard().with_limit::<{ 16 << 20 }>();
+    bincode::config::Limit<LIMIT_BYTES>,
+>;
+
+/// The bound for almost all values.
+const LIMIT_BYTES: usize = 16 << 20;
+/// The bound for values beyond an eighth of the other.
+const LIMIT_BYTES_LARGE: usize = 8 * VALUE_BYTES_MAX;
+/// The largest value that can be read: what a message between members holds.
+const VALUE_BYTES_MAX: usize = 64 << 20;
 
 /// The first byte of every value written today.
 const FORMAT: u8 = 1;
@@ -24,7 +34,7 @@ const HEADER_BYTES: usize = 5;
 /// Encodes `value` into its envelope.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = vec![FORMAT, 0, 0, 0, 0];
-    bincode::serde::encode_into_std_write(value, &mut bytes, CONFIG)
+    bincode::serde::encode_into_std_write(value, &mut bytes, Config::<LIMIT_BYTES>::default())
         .expect("our own types always encode: no field is skipped, untagged or of unknown length");
     let crc = crc32c::crc32c(&bytes[HEADER_BYTES..]);
     bytes[1..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
@@ -50,8 +60,15 @@ pub fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Storag
     if stored != computed {
         return Err(corrupt(format!("checksum is {computed:08x}, the record says {stored:08x}")));
     }
-    let (value, consumed) =
-        bincode::serde::decode_from_slice(body, CONFIG).map_err(|error| corrupt(error.to_string()))?;
+    if body.len() > VALUE_BYTES_MAX {
+        return Err(corrupt(format!("{} bytes are more than any value has", body.len())));
+    }
+    let decoded = if body.len() <= LIMIT_BYTES / 8 {
+        bincode::serde::decode_from_slice(body, Config::<LIMIT_BYTES>::default())
+    } else {
+        bincode::serde::decode_from_slice(body, Config::<LIMIT_BYTES_LARGE>::default())
+    };
+    let (value, consumed) = decoded.map_err(|error| corrupt(error.to_string()))?;
     if consumed != body.len() {
         return Err(corrupt(format!("{} bytes follow the value", body.len() - consumed)));
     }
@@ -63,13 +80,17 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::types::{Command, LeaseId, Operation, Put, Space};
+    use crate::types::{Command, LeaseId, Operation, Put, Space, Txn, TxnOp};
 
     fn put() -> Command {
+        put_of(Bytes::from_static(b"v"))
+    }
+
+    fn put_of(value: Bytes) -> Command {
         Command::internal(Operation::Put(Put {
             space: Space::User,
             key: Bytes::from_static(b"k"),
-            value: Bytes::from_static(b"v"),
+            value,
             lease: LeaseId(0),
             prev_kv: false,
             ignore_value: false,
@@ -84,6 +105,37 @@ mod tests {
         assert_eq!(encoded[0], golden[0]);
         assert_eq!(encoded[HEADER_BYTES..], golden[HEADER_BYTES..]);
         assert_eq!(decode::<Command>("test", &encoded).unwrap(), put());
+    }
+
+    #[test]
+    fn the_largest_request_that_can_be_allowed_is_read_again() {
+        let command = put_of(vec![7; 63 << 20].into());
+        assert!(decode::<Command>("test", &encode(&command)).unwrap() == command);
+    }
+
+    #[test]
+    fn many_small_numbers_are_read_again() {
+        let numbers: Vec<u64> = vec![1; 2_000_000];
+        assert!(decode::<Vec<u64>>("test", &encode(&numbers)).unwrap() == numbers);
+        let numbers: Vec<u64> = vec![1; 10_000_000];
+        assert!(decode::<Vec<u64>>("test", &encode(&numbers)).unwrap() == numbers);
+    }
+
+    #[test]
+    fn a_transaction_nests_as_deep_as_a_request_can_and_no_deeper() {
+        let nested = |levels: usize| {
+            // By hand, because building a deep one and letting it go takes a deep stack as well:
+            // neither request id nor actor, a transaction, in each of which is one more.
+            let body = [&[0, 0, 2][..], &[0, 1, 3].repeat(levels), &[0, 0, 0], &vec![0; levels]].concat();
+            [&[FORMAT][..], &crc32c::crc32c(&body).to_le_bytes(), &body].concat()
+        };
+        let inner = Txn { success: vec![TxnOp::Txn(Txn::default())], ..Txn::default() };
+        assert_eq!(nested(1), encode(&Command::internal(Operation::Txn(inner))));
+        assert!(decode::<Command>("test", &nested(64)).is_ok());
+        assert!(decode::<Command>("test", &nested(65)).is_err());
+        // Without a bound this one would run out of stack.
+        assert!(decode::<Command>("test", &nested(5_000)).is_err());
+        assert!(decode::<Command>("test", &nested(64)).is_ok(), "an error leaves nothing behind");
     }
 
     #[test]

@@ -114,7 +114,8 @@ impl Identity {
         Ok(next)
     }
 
-    fn encode(&self) -> String {
+    /// The marker as it stands in its file.
+    pub fn encode(&self) -> String {
         let hex = |id: u64| format!("{id:x}");
         let standing = match self.standing {
             Standing::Unclaimed => "unclaimed",
@@ -132,7 +133,11 @@ impl Identity {
         format!("{line}\ncrc32c {:08x}\n", crc32c::crc32c(line.as_bytes()))
     }
 
-    fn decode(text: &[u8]) -> Result<Identity, String> {
+    /// What [`Identity::encode`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(text: &[u8]) -> Result<Identity, String> {
         let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
         let mut lines = text.lines();
         let (line, seal) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
@@ -160,7 +165,12 @@ impl Identity {
             "member" => ids().map(|(cluster, node)| Standing::Member { cluster, node })?,
             other => return Err(format!("standing {other:?} is unknown to this version")),
         };
-        Ok(Identity { disk: id("disk", Some(&marker.disk))?, standing })
+        let identity = Identity { disk: id("disk", Some(&marker.disk))?, standing };
+        // Only a program writes it, and always whole: anything else is damage with a good checksum.
+        match identity.encode() == text {
+            true => Ok(identity),
+            false => Err("it says more or less than this version writes".to_owned()),
+        }
     }
 
     /// Reads the marker in `path`; `None` when there is none.

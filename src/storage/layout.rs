@@ -269,7 +269,8 @@ pub fn lease_key(id: LeaseId, space: Space, key: &[u8]) -> Vec<u8> {
 
 /// Space and key of an attachment.
 pub fn parse_lease_key(bytes: &[u8]) -> Option<(Space, &[u8])> {
-    let (tag, key) = bytes.get(9..)?.split_first()?;
+    let (_, rest) = bytes.strip_prefix(b"k")?.split_at_checked(8)?;
+    let (tag, key) = rest.split_first()?;
     Some((Space::from_tag(*tag)?, key))
 }
 
@@ -284,6 +285,28 @@ pub fn session_write(id: u64, sequence: u64) -> [u8; 17] {
     out[..9].copy_from_slice(&tagged(b'w', id));
     out[9..].copy_from_slice(&sequence.to_be_bytes());
     out
+}
+
+/// What a key of `session` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionKey {
+    /// A session, as [`session`] made it.
+    Session(u64),
+    /// A session's write: the session and the sequence, as [`session_write`] made it.
+    Write(u64, u64),
+}
+
+/// What a key of `session` names.
+pub fn parse_session(key: &[u8]) -> Option<SessionKey> {
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+    match key.split_first()? {
+        (b's', id) => Some(SessionKey::Session(number(id)?)),
+        (b'w', rest) => {
+            let (id, sequence) = rest.split_at_checked(8)?;
+            Some(SessionKey::Write(number(id)?, number(sequence)?))
+        }
+        _ => None,
+    }
 }
 
 /// The least key above every key that begins with `prefix`.

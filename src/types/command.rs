@@ -168,7 +168,7 @@ pub enum TxnOp {
     /// Remove keys.
     DeleteRange(DeleteRange),
     /// A transaction inside; its comparisons see the state before the outer one.
-    Txn(Txn),
+    Txn(#[serde(deserialize_with = "super::nesting::read")] Txn),
 }
 
 /// Raise or clear.
@@ -279,5 +279,5 @@ pub enum TxnOpReply {
         prev: Vec<KeyValue>,
     },
     /// A transaction inside.
-    Txn(TxnReply),
+    Txn(#[serde(deserialize_with = "super::nesting::read")] TxnReply),
 }

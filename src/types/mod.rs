@@ -11,6 +11,7 @@ mod event;
 mod id;
 mod key;
 mod member;
+mod nesting;
 mod query;
 
 pub use command::{

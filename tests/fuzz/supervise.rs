@@ -1,0 +1,100 @@
+//! Runs each target in a process of its own, so that a death (a stack overflow,
+//! an abort) and a standstill are seen and their input is kept.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::engine::{Current, name_of};
+use crate::targets::Target;
+
+/// A target that begins no new input for this long stands still.
+const STANDSTILL: Duration = Duration::from_secs(60);
+
+/// What a worker's process came to.
+pub struct Report {
+    pub target: &'static Target,
+    /// What it printed: one line of figures.
+    pub figures: String,
+    /// The file of the failing input, and what is wrong with it.
+    pub failure: Option<(PathBuf, String)>,
+}
+
+/// Where inputs that are found and inputs that fail are written.
+pub fn work_dir(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz").join(target)
+}
+
+/// A worker at work.
+pub struct Worker {
+    target: &'static Target,
+    child: Child,
+    current: Current,
+    _scratch: tempfile::TempDir,
+    begun: u64,
+    seen: Instant,
+}
+
+impl Worker {
+    pub fn start(target: &'static Target, seed: u64, duration: Duration) -> std::io::Result<Worker> {
+        let scratch = tempfile::tempdir()?;
+        let path = scratch.path().join("current");
+        let current = Current::open(&path)?;
+        let child = Command::new(std::env::current_exe()?)
+            .args(["--worker", target.name, "--seed", &seed.to_string()])
+            .args(["--seconds", &duration.as_secs_f64().to_string()])
+            .arg("--current")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        Ok(Worker { target, child, current, _scratch: scratch, begun: 0, seen: Instant::now() })
+    }
+
+    /// The report, once it has ended one way or another.
+    pub fn poll(&mut self) -> std::io::Result<Option<Report>> {
+        if let Some(status) = self.child.try_wait()? {
+            let mut figures = String::new();
+            if let Some(out) = &mut self.child.stdout {
+                out.read_to_string(&mut figures)?;
+            }
+            let mut lines = figures.lines();
+            let line = lines.next().unwrap_or_default().to_owned();
+            let failure = match (status.success(), lines.next()) {
+                (true, _) => None,
+                (false, Some(reason)) => Some(self.keep(reason)?),
+                (false, None) => Some(self.keep(&format!("the process ended: {status}"))?),
+            };
+            return Ok(Some(Report { target: self.target, figures: line, failure }));
+        }
+        let (begun, _) = self.current.get()?;
+        if begun != self.begun {
+            (self.begun, self.seen) = (begun, Instant::now());
+        } else if self.seen.elapsed() > STANDSTILL {
+            self.child.kill()?;
+            self.child.wait()?;
+            let failure = self.keep(&format!("it did not end within {STANDSTILL:?}"))?;
+            return Ok(Some(Report { target: self.target, figures: String::new(), failure: Some(failure) }));
+        }
+        Ok(None)
+    }
+
+    /// Keeps the input that was being run.
+    fn keep(&self, reason: &str) -> std::io::Result<(PathBuf, String)> {
+        let (_, input) = self.current.get()?;
+        let dir = work_dir(self.target.name).join("failed");
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join(name_of(&input));
+        std::fs::write(&path, input)?;
+        Ok((path, reason.to_owned()))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has ended, unless this process is unwinding.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
