@@ -8,7 +8,10 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/mainstay-target
 MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
 
-.PHONY: help build cluster cluster-down test fmt lint doc proto client bench tools-build tools-test
+FUZZ_MINUTES ?= 10
+FUZZ_SEED ?= 1
+
+.PHONY: help build cluster cluster-down test fuzz fmt lint doc proto client bench tools-build tools-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -31,6 +34,11 @@ cluster-down: ## stop what `make cluster` started
 
 test: tools-test ## run every test
 	cargo test --release --no-fail-fast
+
+# Counting what is reached is compiled into this crate alone, so RocksDB is not built again.
+fuzz: tools-test ## give every decoder damaged bytes, FUZZ_MINUTES (10) each, from FUZZ_SEED (1)
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc-with-coverage \
+	  cargo test --release --test fuzz -- --minutes $(FUZZ_MINUTES) --seed $(FUZZ_SEED)
 
 fmt: ## format the sources (the check is `cargo fmt --check`)
 	cargo fmt
