@@ -40,7 +40,10 @@ pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
     let (mut reads, mut pairs) = (0, 0);
     let mut beyond = None;
     let mut last: HashMap<(u64, usize), (Revision, usize)> = HashMap::new();
-    for call in calls::done(history).iter().filter(|call| call.op.workload == workload) {
+    let calls = calls::done(history);
+    // An answer may be to a retry; the write may have been done since its first attempt.
+    let begun: HashMap<usize, u64> = calls.iter().map(|call| (call.index, call.invoked_ns)).collect();
+    for call in calls.iter().filter(|call| call.op.workload == workload) {
         let (Call::Single { serializable: true, .. }, Some(reply)) = (&call.op.call, call.reply()) else {
             continue;
         };
@@ -59,7 +62,7 @@ pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
             }
         }
         if let Some(Maker::Call(maker)) = order.makers.get(&reply.revision)
-            && history.ops[*maker].invoked_ns > call.op.returned_ns
+            && begun.get(maker).is_some_and(|begun| *begun > call.op.returned_ns)
         {
             future.push(format!("{} knows the revision of {}", name(), describe::call(history, *maker)));
         }
@@ -157,5 +160,18 @@ mod tests {
         script.call(0, 200, 210, put("k/4", "4"));
         read(&mut script, 5, 100, 110, 5);
         assert_eq!(broken(&script.history()), [FUTURE]);
+    }
+
+    #[test]
+    fn a_write_that_was_answered_to_a_retry_may_have_been_seen_before_it() {
+        let mut script = script();
+        let first = script.unknown(0, 96, 97, put("k/4", "4"), true);
+        read(&mut script, 5, 100, 110, 5);
+        let again = Reply { revision: 5, body: Body::Single(ActionReply::Put { prev: None }) };
+        let second = script.record(0, 200, 210, put("k/4", "4"), Outcome::Ok(again));
+        for index in [first, second] {
+            script.ops[index].request_id = Some("1/1".into());
+        }
+        assert_eq!(broken(&script.history()), [""; 0]);
     }
 }
