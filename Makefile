@@ -56,6 +56,9 @@ bench: tools-test ## run the benchmarks, side by side with etcd where it is inst
 
 MINUTES ?= 60
 
+simulation: tools-test ## nodes on virtual time with new seeds, MINUTES=60 long
+	cargo test --release --test simulation -- --minutes $(MINUTES)
+
 jepsen: tools-jepsen ## ten minutes of faults on a real cluster, judged (needs root)
 	cargo test --release --test jepsen -- --suite
 

@@ -248,7 +248,7 @@ impl Host {
             binary: shape.binary.clone(),
             flags,
             origin: Mutex::new(origin),
-            disk: Disk { image: root.join("image"), mount: mount.clone(), bytes: shape.disk_bytes },
+            disk: Disk { image: root.join(&shape.run), mount: mount.clone(), bytes: shape.disk_bytes },
             node,
             member_id: AtomicU64::new(0),
             name,
