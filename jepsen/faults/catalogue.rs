@@ -63,6 +63,7 @@ const FAMILIES: &[&[Entry]] = &[
     network::FAULTS,
     clock::FAULTS,
     membership::FAULTS,
+    wiped::FAULTS,
     maintenance::FAULTS,
 ];
 
