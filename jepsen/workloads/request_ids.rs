@@ -129,7 +129,7 @@ async fn insist(worker: &mut Worker, call: &Call, id: RequestId) -> Outcome {
         if matches!(outcome, Outcome::Ok(_)) || worker.context.stopped() {
             break;
         }
-        worker.context.sleep(Duration::from_millis(100)).await;
+        worker.context.sleep(Duration::from_millis(200)).await;
         if worker.chance(0.6) {
             elsewhere(worker);
         }
