@@ -27,11 +27,21 @@ const MADE: &str = "every revision was made by a call or by a lease that ran out
 /// Who made a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// The call at this place of the history.
-    Call(usize),
+    /// The call at this place of the history; of several attempts the one that was answered first, with
+    /// the invocation of the first of all.
+    Call {
+        index: usize,
+        invoked_ns: u64,
+    },
     /// The end of this lease.
     Expiry(i64),
     Nobody,
+}
+
+impl Maker {
+    fn by(call: &Done<'_>) -> Maker {
+        Maker::Call { index: call.index, invoked_ns: call.invoked_ns }
+    }
 }
 
 /// The order, with what contradicts it.
@@ -228,7 +238,7 @@ impl Replay<'_> {
             self.order.store.commit(revision, &told);
             return;
         };
-        self.order.makers.insert(revision, Maker::Call(first.index));
+        self.order.makers.insert(revision, Maker::by(first));
         let done = self.order.store.execute(&first.op.call).expect("only calls that touch keys change them");
         self.answer(first, &done.body);
         match &told {
@@ -318,7 +328,7 @@ impl Replay<'_> {
             let maker = match (choice, open.lease) {
                 (Some(number), _) => {
                     used[number] = true;
-                    Maker::Call(self.calls[self.candidates.get(number).place].index)
+                    Maker::by(&self.calls[self.candidates.get(number).place])
                 }
                 (None, Some(lease)) => Maker::Expiry(lease),
                 (None, None) => Maker::Nobody,
@@ -448,7 +458,7 @@ mod tests {
         script.call(1, 240, 250, get("c"));
         let history = script.history();
         assert_eq!(broken(&history), [""; 0]);
-        assert_eq!(resolve(&history).makers[&6], Maker::Call(call));
+        assert_eq!(resolve(&history).makers[&6], Maker::Call { index: call, invoked_ns: 200 });
 
         let mut failed = history.clone();
         failed.ops[call].outcome = Outcome::Failed("refused".into());

@@ -15,7 +15,7 @@ use crate::network::Network;
 use crate::oracle::Oracle;
 use crate::trace::Trace;
 use crate::transport::url;
-use crate::{director, network};
+use crate::{director, network, scenarios};
 
 /// The step of virtual time. Whatever happens within one is ordered, too: by the
 /// turn of the nodes, which is drawn anew for every step.
@@ -126,11 +126,12 @@ pub struct Ran {
 }
 
 /// Runs one seed below `root`.
-pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
+pub fn run(seed: u64, scenario: Option<String>, root: std::path::PathBuf, print: bool) -> Ran {
     let trace = Arc::new(Trace::new(print));
     let mut chance = Chance::new(seed, "world");
     let tuning = draw_tuning(&mut chance);
-    let members = *chance.pick(&[3_usize, 3, 3, 4, 5, 5]);
+    let drawn = *chance.pick(&[3_usize, 3, 3, 4, 5, 5]);
+    let members = if scenario.is_some() { scenarios::MEMBERS } else { drawn };
     trace.line(format_args!("seed {seed}: {members} members, {tuning:?}"));
     let network = Network::new(trace.clone(), Chance::new(seed, "network"));
     let all: Faces = Arc::new(Mutex::new((0..PLACES).map(|_| face()).collect()));
@@ -162,7 +163,10 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
     };
     let clients = Builder::new_current_thread().enable_time().start_paused(true).build();
     let clients = clients.expect("a runtime needs nothing that could be missing");
-    let directing = clients.spawn(director::direct(world.clone(), members));
+    let directing = match scenario {
+        Some(name) => clients.spawn(scenarios::play(name, world.clone())),
+        None => clients.spawn(director::direct(world.clone(), members)),
+    };
     let began = {
         let _inside = clients.enter();
         tokio::time::Instant::now()
