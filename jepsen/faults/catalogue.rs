@@ -6,7 +6,9 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Fault, clock, delay, disk, maintenance, membership, network, partition, power, process, wiped};
+use super::{
+    Fault, clock, damage, delay, disk, maintenance, membership, network, partition, power, process, wiped,
+};
 use crate::probe::Ability;
 
 /// Every fault that there must be, in the order in which results are shown.
@@ -55,13 +57,13 @@ const FAMILIES: &[&[Entry]] = &[
     process::FAULTS,
     power::FAULTS,
     disk::FAULTS,
+    damage::FAULTS,
     partition::FAULTS,
     delay::FAULTS,
     network::FAULTS,
     clock::FAULTS,
     membership::FAULTS,
     maintenance::FAULTS,
-    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.

@@ -79,7 +79,8 @@ async fn once(context: &Arc<Context>, entry: Entry, rng: &mut StdRng, hold: Dura
     let effect = effect.context("injecting")?;
     healed.context("healing")?;
     context.hosts.settle(SETTLE_TIME_MAX).await?;
-    println!("{}: {effect} ({injected:.2?}; healed {heal:.2?}, serving {:.2?})", entry.name, began.elapsed());
+    let (name, serving) = (fault.name(), began.elapsed());
+    println!("{name}: {effect} ({injected:.2?}; healed {heal:.2?}, serving {serving:.2?})");
     Ok(())
 }
 

@@ -87,7 +87,7 @@ impl Fault for Delay {
                 let slow = connect_time(&from.name, to.ip).await?;
                 let held = holder.held.load(Ordering::Relaxed);
                 // A connection takes one packet there and one back.
-                let enough = slow >= usual + times.0 * 2 && slow >= usual + times.1 / 10;
+                let enough = slow >= (times.0 * 2).max(times.1 / 10);
                 ensure!(held > 0 && enough, "to connect took {usual:?}, now {slow:?}; {held} packets were held");
                 Ok(format!(
                     "{} from and to the others, {:?} to {:?} each way: to connect took {usual:?}, now {slow:?}; {held} \

@@ -6,6 +6,7 @@
 pub mod catalogue;
 pub mod check;
 pub mod clock;
+mod damage;
 pub mod delay;
 mod disk;
 mod maintenance;

@@ -3,7 +3,8 @@
 //! its robustness tests' hash check; the time is this project's own promise).
 //!
 //! Hashes are compared over the whole run, wherever two were told of the same
-//! revision with the same compaction. Writes must flow where nothing else was
+//! revision with the same compaction; in the end all must tell of the same
+//! compaction, as they were asked once nothing was compacted any more. Writes must flow where nothing else was
 //! broken for as long as they may take.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use super::verdict::Verdict;
 
 const HASHES: &str = "hashes at one revision are equal";
 const MEMBERS: &str = "every member told its hash of the last revision asked for";
+const COMPACTED: &str = "in the end all members have compacted up to the same revision";
 const FLOW: &str = "writes are acknowledged within 10 s of healing";
 
 /// How long writes may take to flow again.
@@ -46,9 +48,13 @@ pub fn check(history: &History, members: &[usize]) -> Vec<Verdict> {
     let missing = members.iter().filter(|member| last.is_none_or(|(_, nodes)| !nodes.contains(member)));
     let revision = last.map_or(0, |(revision, _)| *revision);
     let missing = missing.map(|member| format!("node {member} did not tell its hash of revision {revision}"));
+    let compacted: BTreeSet<Revision> =
+        by_state.keys().filter(|(at, _)| *at == revision).map(|(_, compacted)| *compacted).collect();
+    let differing = (compacted.len() > 1).then(|| format!("at revision {revision} they are {compacted:?}"));
     vec![
         Verdict::from_findings(HASHES, compared, describe::some(unequal)),
         Verdict::from_findings(MEMBERS, members.len(), missing.collect()),
+        Verdict::from_findings(COMPACTED, members.len(), differing.into_iter().collect()),
         flow(history, members),
     ]
 }
@@ -143,7 +149,7 @@ mod tests {
         let history = History { faults: vec![fault(5, 19)], ..script().history() };
         let verdicts = check(&history, &[0, 1]);
         assert!(verdicts.iter().all(Verdict::held), "{verdicts:?}");
-        assert_eq!(verdicts.iter().map(|verdict| verdict.checked).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(verdicts.iter().map(|verdict| verdict.checked).collect::<Vec<_>>(), [1, 2, 2, 3]);
     }
 
     #[test]
@@ -154,6 +160,9 @@ mod tests {
         let mut compacted = script();
         hash(&mut compacted, 2, 20, 8, 15);
         assert_eq!(broken(compacted, &[]), [""; 0]);
+        let mut differing = script();
+        hash(&mut differing, 2, 21, 8, 15);
+        assert_eq!(broken(differing, &[]), [COMPACTED]);
         let mut alone = script();
         hash(&mut alone, 0, 30, 9, 1);
         assert_eq!(broken(alone, &[]), [MEMBERS]);
