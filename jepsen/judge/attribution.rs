@@ -102,8 +102,8 @@ impl<'a> Candidates<'a> {
         self.all.push(candidate);
     }
 
-    /// Who may have made these events, by a first look.
-    pub fn likely(&self, events: &[Event]) -> Vec<usize> {
+    /// Who may have made these events of a store, by a first look.
+    pub fn likely(&self, store: &Store, events: &[Event]) -> Vec<usize> {
         let Some(first) = events.first() else { return Vec::new() };
         let key = first.kv.key.as_str();
         let mut found: Vec<usize> = Vec::new();
@@ -112,13 +112,14 @@ impl<'a> Candidates<'a> {
                 found.extend(self.puts.get(&(key, first.kv.value.as_str())).into_iter().flatten())
             }
             EventKind::Delete => {
+                let lease = store.get(key).map_or(0, |kv| kv.lease);
+                found.extend(self.revokes.get(&lease).into_iter().flatten());
                 found.extend(self.deletes.get(key).into_iter().flatten());
                 found.extend(
                     self.spans.iter().filter(|(span, _)| span.contains(key)).map(|(_, number)| number),
                 );
             }
         }
-        found.extend(self.revokes.values().flatten().filter(|_| first.kind == EventKind::Delete));
         if let Some((name, _)) = key.rsplit_once('/') {
             found.extend(self.locks.get(name).into_iter().flatten());
         }

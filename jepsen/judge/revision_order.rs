@@ -302,23 +302,28 @@ impl Replay<'_> {
     /// Notes who may have made a revision that no answer claims.
     fn unclaimed(&mut self, revision: Revision, told: &[Event]) {
         let store = &self.order.store;
-        let mut open = Open { revision, candidates: Vec::new(), lease: expired(store, told), late: None };
-        for number in self.candidates.likely(told) {
-            let candidate = self.candidates.get(number);
-            if !candidate.explains(&self.calls[candidate.place], store, told) {
-                continue;
-            }
-            if candidate.after < revision && revision <= candidate.until {
-                open.candidates.push(number);
-            } else {
-                open.late = Some(self.calls[candidate.place].index);
-            }
-        }
+        let (mut candidates, lease) = (self.candidates.likely(store, told), expired(store, told));
+        let explains = |number: &usize| {
+            let candidate = self.candidates.get(*number);
+            candidate.explains(&self.calls[candidate.place], store, told)
+        };
+        let in_time = |number: &usize| {
+            let candidate = self.candidates.get(*number);
+            candidate.after < revision && revision <= candidate.until
+        };
+        let others: Vec<usize> = candidates.extract_if(.., |number| !in_time(number)).collect();
+        candidates.retain(explains);
+        let is_explained = lease.is_some() || !candidates.is_empty();
+        let late = others.into_iter().find(|number| !is_explained && explains(number));
+        let late = late.map(|number| self.calls[self.candidates.get(number).place].index);
+        let open = Open { revision, candidates, lease, late };
         self.open.push(open);
     }
 
     /// Gives each open revision a maker of its own, as far as there are enough.
     fn attribute(mut self) -> Order {
+        // Revisions that only a call can have made choose before those that a lease's end explains, too.
+        self.open.sort_by_key(|open| open.lease.is_some());
         let choices: Vec<&[usize]> = self.open.iter().map(|open| &open.candidates[..]).collect();
         let must: Vec<usize> =
             (0..self.candidates.len()).filter(|number| self.candidates.get(*number).must).collect();
@@ -385,9 +390,9 @@ fn expired(store: &Store, told: &[Event]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::history::{Op, Reply, WatchBody};
+    use crate::judge::history::{Op, Reply, Span, WatchBody};
     use crate::judge::random::Random;
-    use crate::judge::simulator::{Script, cas, get, mixed, put, put_leased};
+    use crate::judge::simulator::{Script, cas, delete, get, mixed, put, put_leased};
     use crate::judge::verdict::Held;
 
     fn broken(history: &History) -> Vec<&'static str> {
@@ -482,8 +487,19 @@ mod tests {
         let mut script = Script::new("test");
         script.call(0, 10, 20, put_leased("a", "1", 7));
         script.call(0, 30, 40, put_leased("b", "2", 7));
-        script.effect(&crate::judge::simulator::delete(crate::judge::history::Span::key("a")));
+        script.effect(&delete(Span::key("a")));
         assert_eq!(broken(&script.history()), [MADE]);
+    }
+
+    #[test]
+    fn a_deletion_in_doubt_goes_to_the_revision_that_no_lease_explains() {
+        let mut script = script();
+        script.call(0, 200, 210, put_leased("c", "9", 8));
+        script.unknown(1, 220, 230, delete(Span::prefix("c")), true);
+        script.call(0, 240, 250, put("c", "10"));
+        let all = delete(Span::prefix("c"));
+        script.effect(&all);
+        assert_eq!(broken(&script.history()), [""; 0]);
     }
 
     #[test]
