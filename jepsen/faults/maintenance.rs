@@ -201,7 +201,9 @@ async fn rewrite(context: &Context, members: &[usize]) -> anyhow::Result<String>
 /// history must know of it.
 async fn compact(context: &Arc<Context>, kept: i64) -> anyhow::Result<Revision> {
     let leader = leader_or_any(context, &context.hosts.members()).await;
-    let revision = context.hosts.hosts[leader].read().await? - kept;
+    // Not beyond what the record of everything has: nobody could judge what is forgotten before.
+    let newest = context.hosts.hosts[leader].read().await?;
+    let revision = newest.min(context.recorded()) - kept;
     ensure!(revision > 0, "there is no history of {kept} revisions yet");
     let mut client = Client::new(context, NAME, leader).with_deadline(COMPACT_TIME_MAX);
     match client.call(Call::Compact { revision }).await {

@@ -12,7 +12,7 @@ use super::calls::{self, Done};
 use super::cycles::{Cycle, Edge, Graph, Why};
 use super::describe;
 use super::history::{Action, ActionReply, Body, Call, History, Kv, Outcome, Relation, Span, Txn};
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const CLAIM: &str = "appending transactions are strictly serializable";
 
@@ -24,12 +24,8 @@ pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
     let (txns, foreign) = transactions(history, workload);
     let checked = txns.iter().filter(|txn| txn.fate == Fate::Committed).count();
     let findings = anomalies(&txns, &|txn| describe::call(history, txn.index));
-    let outcome = match (findings.is_empty(), foreign.is_empty()) {
-        (false, _) => Held::No(describe::some(findings)),
-        (true, false) => Held::Undecided(describe::some(foreign).join("; ")),
-        (true, true) => Held::Yes,
-    };
-    vec![Verdict { claim: CLAIM, checked, outcome }]
+    let doubt = (!foreign.is_empty()).then(|| describe::some(foreign).join("; "));
+    vec![Verdict::unless(CLAIM, checked, describe::some(findings), doubt)]
 }
 
 /// A list's elements.
@@ -420,6 +416,7 @@ mod tests {
     use crate::judge::history::{Operand, Reply};
     use crate::judge::random::Random;
     use crate::judge::simulator::{Next, Plan, Seen, equal, putting, run};
+    use crate::judge::verdict::Held;
 
     /// Steps as in "x:1,2 x+3 y:" at a time; a `?` before them is for an unknown, a `!` for an aborted fate.
     fn txn(index: usize, from: u64, to: u64, steps: &str) -> AppendTxn {

@@ -38,11 +38,13 @@ pub struct Candidates<'a> {
 
 /// Keys and values that a call may put.
 pub fn puts(call: &Call) -> Vec<(&str, &str)> {
-    let put = |action| match action {
-        &Action::Put { ref key, ref value, .. } => Some((key.as_str(), value.as_str())),
-        _ => None,
-    };
-    actions(call).into_iter().filter_map(put).collect()
+    let mut puts = Vec::new();
+    for action in actions(call) {
+        if let Action::Put { key, value, .. } = action {
+            puts.push((key.as_str(), value.as_str()));
+        }
+    }
+    puts
 }
 
 fn actions(call: &Call) -> Vec<&Action> {

@@ -239,7 +239,7 @@ mod tests {
     fn real_time_reaches_every_later_call_through_few_edges() {
         let times: Vec<(u64, Option<u64>)> = (0..200)
             .map(|number: u64| {
-                (number * 7 % 400, (number % 9 != 0).then_some(number * 7 % 400 + 1 + number % 23))
+                (number * 7 % 400, (!number.is_multiple_of(9)).then_some(number * 7 % 400 + 1 + number % 23))
             })
             .collect();
         let mut graph = Graph::new(times.len());

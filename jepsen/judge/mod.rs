@@ -22,6 +22,7 @@ pub mod convergence;
 pub mod lease;
 pub mod linearizable;
 pub mod lock;
+pub mod member_lists;
 pub mod membership;
 pub mod request_ids;
 pub mod revision_order;

@@ -79,6 +79,16 @@ impl Store {
         Some(Executed { body, events: work.events })
     }
 
+    /// What a range would have been answered at `at`; nothing for other calls and for the future.
+    pub fn execute_at(&self, call: &Call, at: Revision) -> Option<Body> {
+        let Call::Single { action: Action::Range { span, revision, limit }, .. } = call else { return None };
+        if *revision > at || at > self.revision {
+            return None;
+        }
+        let work = Work { store: self, own: BTreeMap::new(), events: Vec::new() };
+        Some(Body::Single(work.range(span, if *revision == 0 { at } else { *revision }, *limit)))
+    }
+
     /// Makes `revision` the newest, with these changes.
     pub fn commit(&mut self, revision: Revision, events: &[Event]) {
         self.revision = revision;
@@ -138,12 +148,11 @@ impl Work<'_> {
     fn act(&mut self, action: &Action) -> ActionReply {
         match action {
             Action::Range { span, revision, limit } => {
-                let at = if *revision == 0 { self.store.revision } else { *revision };
-                let found = if *revision == 0 { self.live(span) } else { past(self.store, span, at) };
-                let count = found.len();
-                let kept = if *limit == 0 { count } else { count.min(*limit as usize) };
-                let kvs = found.into_iter().take(kept).map(Cow::into_owned).collect();
-                ActionReply::Range { kvs, count: count as i64, more: kept < count }
+                if *revision == 0 {
+                    limited(self.live(span), *limit)
+                } else {
+                    self.range(span, *revision, *limit)
+                }
             }
             Action::Put { key, value, lease, prev_kv } => {
                 let before = self.get(key).cloned();
@@ -167,6 +176,11 @@ impl Work<'_> {
                 ActionReply::Delete { deleted, prev: if *prev_kv { gone } else { Vec::new() } }
             }
         }
+    }
+
+    /// A range of the past.
+    fn range(&self, span: &Span, at: Revision, limit: i64) -> ActionReply {
+        limited(past(self.store, span, at), limit)
     }
 
     fn delete(&mut self, key: &str) {
@@ -197,6 +211,13 @@ impl Work<'_> {
         }
         all.into_values().collect()
     }
+}
+
+fn limited(found: Vec<Cow<'_, Kv>>, limit: i64) -> ActionReply {
+    let count = found.len();
+    let kept = if limit == 0 { count } else { count.min(limit as usize) };
+    let kvs = found.into_iter().take(kept).map(Cow::into_owned).collect();
+    ActionReply::Range { kvs, count: count as i64, more: kept < count }
 }
 
 fn past<'a>(store: &'a Store, span: &Span, at: Revision) -> Vec<Cow<'a, Kv>> {

@@ -17,7 +17,7 @@ use super::describe;
 use super::event_log::{self, EventLog};
 use super::history::{Action, ActionReply, Body, Call, Event, EventKind, History, Outcome, Revision};
 use super::model::Store;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const UNIQUE: &str = "every write has a revision of its own";
 const TIME: &str = "revisions keep to the order of time";
@@ -27,11 +27,21 @@ const MADE: &str = "every revision was made by a call or by a lease that ran out
 /// Who made a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// The call at this place of the history.
-    Call(usize),
+    /// The call at this place of the history; of several attempts the one that was answered first, with
+    /// the invocation of the first of all.
+    Call {
+        index: usize,
+        invoked_ns: u64,
+    },
     /// The end of this lease.
     Expiry(i64),
     Nobody,
+}
+
+impl Maker {
+    fn by(call: &Done<'_>) -> Maker {
+        Maker::Call { index: call.index, invoked_ns: call.invoked_ns }
+    }
 }
 
 /// The order, with what contradicts it.
@@ -59,15 +69,11 @@ pub fn check(history: &History) -> Vec<Verdict> {
         (order.log.reached <= 1 && order.writes > 0)
             .then(|| "the watch of everything is not in the history".into())
     });
-    let watched = |claim, checked, findings: Vec<String>| match &beyond {
-        Some(why) if findings.is_empty() => Verdict { claim, checked, outcome: Held::Undecided(why.clone()) },
-        _ => Verdict::from_findings(claim, checked, describe::some(findings)),
-    };
     vec![
         Verdict::from_findings(UNIQUE, order.writes, describe::some(order.unique)),
         Verdict::from_findings(TIME, order.timed, describe::some(order.time)),
-        watched(REPLAY, order.replayed, order.replay),
-        watched(MADE, order.makers.len(), order.made),
+        Verdict::unless(REPLAY, order.replayed, describe::some(order.replay), beyond.clone()),
+        Verdict::unless(MADE, order.makers.len(), describe::some(order.made), beyond),
     ]
 }
 
@@ -232,7 +238,7 @@ impl Replay<'_> {
             self.order.store.commit(revision, &told);
             return;
         };
-        self.order.makers.insert(revision, Maker::Call(first.index));
+        self.order.makers.insert(revision, Maker::by(first));
         let done = self.order.store.execute(&first.op.call).expect("only calls that touch keys change them");
         self.answer(first, &done.body);
         match &told {
@@ -322,7 +328,7 @@ impl Replay<'_> {
             let maker = match (choice, open.lease) {
                 (Some(number), _) => {
                     used[number] = true;
-                    Maker::Call(self.calls[self.candidates.get(number).place].index)
+                    Maker::by(&self.calls[self.candidates.get(number).place])
                 }
                 (None, Some(lease)) => Maker::Expiry(lease),
                 (None, None) => Maker::Nobody,
@@ -382,6 +388,7 @@ mod tests {
     use crate::judge::history::{Op, Reply, WatchBody};
     use crate::judge::random::Random;
     use crate::judge::simulator::{Script, cas, get, mixed, put, put_leased};
+    use crate::judge::verdict::Held;
 
     fn broken(history: &History) -> Vec<&'static str> {
         check(history).iter().filter(|verdict| !verdict.held()).map(|verdict| verdict.claim).collect()
@@ -451,7 +458,7 @@ mod tests {
         script.call(1, 240, 250, get("c"));
         let history = script.history();
         assert_eq!(broken(&history), [""; 0]);
-        assert_eq!(resolve(&history).makers[&6], Maker::Call(call));
+        assert_eq!(resolve(&history).makers[&6], Maker::Call { index: call, invoked_ns: 200 });
 
         let mut failed = history.clone();
         failed.ops[call].outcome = Outcome::Failed("refused".into());

@@ -12,7 +12,7 @@ use super::append::{List, elements};
 use super::calls;
 use super::describe;
 use super::history::{Action, ActionReply, Body, Call, History, Outcome, Txn};
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const LOST: &str = "no element that was acknowledged or read is lost";
 const INVENTED: &str = "every element was added by somebody";
@@ -23,12 +23,8 @@ const BACK: &str = "no element is there twice, comes back, or comes from an addi
 /// linearizable range of the key reads it; one after all additions is needed.
 pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
     let found = judge(history, workload, |_, _| true);
-    let lost = Verdict::from_findings(LOST, found.acknowledged, describe::some(found.lost));
     vec![
-        match found.unread {
-            Some(why) if lost.held() => Verdict { outcome: Held::Undecided(why), ..lost },
-            _ => lost,
-        },
+        Verdict::unless(LOST, found.acknowledged, describe::some(found.lost), found.unread),
         Verdict::from_findings(INVENTED, found.read, describe::some(found.invented)),
         Verdict::from_findings(BACK, found.read + found.failed, describe::some(found.back)),
     ]
@@ -217,6 +213,7 @@ mod tests {
     use super::*;
     use crate::judge::history::{Op, Span};
     use crate::judge::simulator::{Next, Plan, Script, cas, get, range, run};
+    use crate::judge::verdict::Held;
 
     fn broken(ops: Vec<Op>) -> Vec<&'static str> {
         let history = History { ops, ..History::default() };

@@ -15,7 +15,7 @@ use super::event_log::{self, EventLog};
 use super::history::{Call, Event, EventKind, FULL_HISTORY, History, Outcome, Revision, WatchBody};
 use super::history::{WatchItem, WatchStream};
 use super::model::Store;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 /// What is promised. The order is that of [`CLAIMS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,15 +96,10 @@ struct Walk<'a> {
 
 impl<'a> Judge<'a> {
     fn verdicts(self) -> Vec<Verdict> {
-        let beyond = self.beyond;
+        let mut beyond = self.beyond;
         let verdict = |(claim, found): (&'static str, Found)| {
-            let verdict = Verdict::from_findings(claim, found.checked, describe::some(found.findings));
-            match &beyond {
-                Some(why) if verdict.held() && claim == CLAIMS[Promise::Agreed as usize] => {
-                    Verdict { outcome: Held::Undecided(why.clone()), ..verdict }
-                }
-                _ => verdict,
-            }
+            let doubt = if claim == CLAIMS[Promise::Agreed as usize] { beyond.take() } else { None };
+            Verdict::unless(claim, found.checked, describe::some(found.findings), doubt)
         };
         CLAIMS.into_iter().zip(self.found).map(verdict).collect()
     }
@@ -296,6 +291,7 @@ mod tests {
     use crate::judge::history::{Kv, Span};
     use crate::judge::random::Random;
     use crate::judge::simulator::{Script, delete, mixed, put};
+    use crate::judge::verdict::Held;
 
     /// Two keys put at 2 and 3, one put again at 4 and deleted at 5, a pair at 6, with a watch of all.
     fn watched() -> History {

@@ -108,7 +108,7 @@ pub const CATALOGUE: &[Entry] = &[
     Entry {
         name: "membership",
         about: "a client at every host while members come and go; the removed serve no reads",
-        make: || Box::new(membership::Membership),
+        make: || Box::<membership::Membership>::default(),
     },
     Entry {
         name: "convergence",

@@ -172,6 +172,37 @@ fn no_key_is_changed_twice_by_nested_transactions() {
 }
 
 #[test]
+fn a_crowd_of_steps_is_judged_at_once() {
+    // As many steps as a request may carry: keys set in one branch, removed in the other.
+    let mut number = 0u32;
+    let mut leaf = |request: &dyn Fn(u32) -> Request| -> Vec<pb::RequestOp> {
+        let mut level = |width: usize, steps: &mut dyn FnMut() -> Vec<pb::RequestOp>| {
+            (0..width).map(|_| txn_op(steps(), Vec::new())).collect::<Vec<_>>()
+        };
+        let mut leaves = || {
+            let one = |number: &mut u32| {
+                *number += 1;
+                op(request(*number))
+            };
+            (0..30).map(|_| one(&mut number)).collect::<Vec<_>>()
+        };
+        let mut inner = || level(30, &mut leaves);
+        (0..30).map(|_| txn_op(inner(), Vec::new())).collect()
+    };
+    let key = |number: u32| Bytes::copy_from_slice(&number.to_be_bytes());
+    let puts = leaf(&|n| Request::RequestPut(pb::PutRequest { key: key(n), ..Default::default() }));
+    let everything = pb::DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: false };
+    let removals = leaf(&|_| Request::RequestDeleteRange(everything.clone()));
+    let begun = std::time::Instant::now();
+    assert_eq!(checked(vec![txn_op(puts.clone(), removals.clone())]), Ok(()));
+    assert_eq!(
+        checked(vec![txn_op(puts, vec![]), txn_op(removals, vec![])]),
+        Err(InvalidRequest::DuplicateKey)
+    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
 fn a_watch_may_leave_the_key_out() {
     assert_eq!(watch_range(Bytes::new(), "\0".into()), KeyRange::From("\0".into()));
     assert_eq!(watch_range("a".into(), Bytes::new()), KeyRange::Single("a".into()));

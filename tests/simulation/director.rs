@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay::mvcc;
+use mainstay::node::control::ProbeRequest;
 use mainstay::types::{KeyRange, LeaseId, Operation, Put, RangeQuery, Revision, Space};
 use tokio::time::Instant;
 
@@ -23,7 +24,7 @@ use crate::host::{Standing, faces};
 use crate::members;
 use crate::network::Weather;
 use crate::watchers;
-use crate::world::{FAST, Order, PLACES, World, draw_weather};
+use crate::world::{Order, PLACES, World, draw_weather};
 
 /// How long writes may take to flow after everything was healed.
 const FLOW_MAX: Duration = Duration::from_secs(10);
@@ -51,11 +52,8 @@ impl Trouble {
 
 /// Runs the course.
 pub async fn direct(world: World, members: usize) {
-    for place in 0..members {
-        world.order(Order::Start(place));
-    }
-    if !first_write(&world).await {
-        return world.trace.violation("the cluster does not form");
+    if !form(&world, members).await {
+        return;
     }
     let mut chance = Chance::new(world.seed, "director");
     let mut running = Vec::new();
@@ -106,7 +104,11 @@ pub async fn direct(world: World, members: usize) {
     world.oracle().at_the_end();
 }
 
-async fn first_write(world: &World) -> bool {
+/// Starts the first members and waits for a first write. False in vain.
+pub async fn form(world: &World, members: usize) -> bool {
+    for place in 0..members {
+        world.order(Order::Start(place));
+    }
     let mut client = Client::new(world, "first".to_owned());
     let until = Instant::now() + Duration::from_secs(30);
     while Instant::now() < until {
@@ -115,10 +117,18 @@ async fn first_write(world: &World) -> bool {
         }
         client.pause(100).await;
     }
+    world.trace.violation("the cluster does not form");
     false
 }
 
-fn probe(value: &str) -> Operation {
+/// Waits until every member has applied the same, and compares what they hold.
+pub async fn converge(world: World, trouble: Trouble) {
+    let chance = Chance::new(world.seed, "comparison");
+    Director::new(world, chance, trouble).converge().await;
+}
+
+/// A write of no other use than that it goes through.
+pub fn probe(value: &str) -> Operation {
     Operation::Put(Put {
         space: Space::User,
         key: Bytes::from_static(b"probe"),
@@ -184,7 +194,7 @@ impl Director {
                 kinds.extend(std::iter::repeat_n(kind, weight));
             }
         }
-        let pause_ms = *self.chance.pick(&[500, 1500, 4000]);
+        let pause_ms = *self.chance.pick(&[700, 2000, 4000]);
         let weather = draw_weather(&mut self.chance);
         self.world.network.set_weather(weather);
         let mut next = Instant::now() + Duration::from_millis(500);
@@ -313,12 +323,14 @@ impl Director {
         }
         self.slow_until.retain(|place, until| {
             if *until <= now {
-                faces(&self.world.faces)[*place].speed = FAST;
+                let mut faces = faces(&self.world.faces);
+                faces[*place].speed = faces[*place].usual_speed;
             }
             *until > now
         });
         for place in self.startable() {
-            let wait_ms = self.chance.between(50, 6000);
+            let wait_ms = *self.chance.pick(&[300, 1500, 5000]);
+            let wait_ms = self.chance.between(20, wait_ms);
             let at = *self.restarts.entry(place).or_insert(now + Duration::from_millis(wait_ms));
             if at <= now {
                 self.restarts.remove(&place);
@@ -349,7 +361,7 @@ impl Director {
         self.world.network.cut(Vec::new());
         self.world.network.set_weather(Weather::FINE);
         for face in faces(&self.world.faces).iter_mut() {
-            (face.paused_until_ms, face.speed) = (0, FAST);
+            (face.paused_until_ms, face.speed) = (0, face.usual_speed);
         }
         self.cut_until = None;
         self.slow_until.clear();
@@ -426,6 +438,7 @@ impl Director {
                 break;
             }
             if Instant::now() >= until || self.world.trace.failed().is_some() {
+                self.describe();
                 return self.world.trace.violation(format_args!(
                     "members do not come to hold the same: {positions:?}, and {newest:?} is the newest"
                 ));
@@ -433,6 +446,25 @@ impl Director {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.compare();
+    }
+
+    /// How every node stands, in its own words and in those of the others.
+    fn describe(&self) {
+        let nodes: Vec<_> =
+            self.world.up().into_iter().filter_map(|place| Some((place, self.world.node(place)?))).collect();
+        for (place, node) in &nodes {
+            let (name, kind, status) = (place + 1, node.own_kind(), node.status());
+            self.world.trace.line(format_args!("n{name} {:x} is {kind:?}: {status:?}", node.id()));
+            for (other, asked) in &nodes {
+                let probe =
+                    ProbeRequest { node_id: node.id(), disk_id: node.disk_id(), peer_urls: Vec::new() };
+                let reply = asked.answer_probe(&probe);
+                let (version, known) = (reply.membership_version, reply.asker_known);
+                self.world
+                    .trace
+                    .line(format_args!("  n{} has members {version}, with it: {known}", other + 1));
+            }
+        }
     }
 
     fn applied(&self) -> Vec<(usize, u64)> {

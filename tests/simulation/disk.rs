@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use mainstay::mutant::{self, Mutant};
 use mainstay::storage::StorageError;
-use mainstay::storage::log::{FatalHook, LogEngine, LogOp, MemoryLog, Recovered, VerifyRecord};
+use mainstay::storage::log::{FatalHook, LogEngine, LogOp, LogResult, MemoryLog, Recovered, VerifyRecord};
 
 use crate::chance::Chance;
 
@@ -64,6 +65,7 @@ impl LogEngine for TappedLog {
     }
 
     fn submit(&self, op: LogOp) {
+        let op = lie(op);
         match &op {
             LogOp::Append { records, .. } => self.records().extend(records.iter().cloned()),
             LogOp::TruncateAfter { last } => {
@@ -95,6 +97,23 @@ impl LogEngine for TappedLog {
 
     fn first_index_within(&self, keep_bytes: u64) -> Option<u64> {
         self.log.first_index_within(keep_bytes)
+    }
+}
+
+/// The two deliberate bugs that stand in the product's own log: this twin has
+/// them, too, so that the checks can be seen to find them.
+fn lie(op: LogOp) -> LogOp {
+    let nobody = || Box::new(|_: LogResult| {});
+    match op {
+        LogOp::Append { records, done } if mutant::is(Mutant::LogNotSynced) => {
+            done(Ok(()));
+            LogOp::Append { records, done: nobody() }
+        }
+        LogOp::SaveVote { vote, done } if mutant::is(Mutant::VoteNotSynced) => {
+            done(Ok(()));
+            LogOp::SaveVote { vote, done: nobody() }
+        }
+        op => op,
     }
 }
 

@@ -12,10 +12,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::scenarios;
+
 /// The seeds of every test run. The first is run twice, to see that it repeats.
 const FIXED: Range<u64> = 1..17;
 /// Real time that one seed may take.
-const SEED_MAX: Duration = Duration::from_secs(180);
+const SEED_MAX: Duration = Duration::from_secs(600);
 
 /// What the fixed seeds must reach together: a fault that never happens proves
 /// nothing.
@@ -67,7 +69,7 @@ pub enum Wants {
     /// Nothing of this test.
     Nothing,
     /// One seed, in this process.
-    One { seed: u64, trace: bool },
+    One { seed: u64, scenario: Option<String>, trace: bool },
     /// Many seeds.
     Many(Many),
 }
@@ -85,12 +87,13 @@ impl Wants {
     /// Reads the command line. What the test runner passes to every test binary
     /// is understood as far as it concerns this one.
     pub fn parse(arguments: &[String]) -> Result<Wants, String> {
-        let (mut seeds, mut minutes, mut seed, mut trace) = (None, None, None, false);
+        let (mut seeds, mut minutes, mut seed, mut scenario, mut trace) = (None, None, None, None, false);
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let mut value = || rest.next().ok_or(format!("{argument} needs a value"));
             match argument.as_str() {
                 "--seed" => seed = Some(number(value()?)?),
+                "--scenario" => scenario = Some(value()?.clone()),
                 "--trace" => trace = true,
                 "--seeds" => {
                     let text = value()?;
@@ -105,8 +108,8 @@ impl Wants {
                 _ => {}
             }
         }
-        if let Some(seed) = seed {
-            return Ok(Wants::One { seed, trace });
+        if seed.is_some() || scenario.is_some() {
+            return Ok(Wants::One { seed: seed.unwrap_or(1), scenario, trace });
         }
         let fixed = seeds.is_none() && minutes.is_none();
         let from = if minutes.is_some() { drawn() } else { FIXED.start };
@@ -141,6 +144,12 @@ pub fn run(many: &Many) -> ExitCode {
     let next = AtomicU64::new(many.seeds.start);
     let stop = AtomicBool::new(false);
     let all: Mutex<(u64, u64, BTreeMap<String, u64>)> = Mutex::default();
+    if many.fixed {
+        for scenario in scenarios::ALL {
+            let arguments = ["--scenario".to_owned(), (*scenario).to_owned()];
+            settle(&arguments, run_one(&arguments), &all);
+        }
+    }
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -151,22 +160,23 @@ pub fn run(many: &Many) -> ExitCode {
                     if seed >= many.seeds.end || !in_time {
                         return;
                     }
-                    let mut report = run_one(seed);
+                    let arguments = ["--seed".to_owned(), seed.to_string()];
+                    let mut report = run_one(&arguments);
                     if many.fixed && seed == many.seeds.start && report.failure.is_none() {
-                        let again = run_one(seed);
+                        let again = run_one(&arguments);
                         if again.digest != report.digest {
                             let (one, other) = (&report.digest, &again.digest);
                             report.failure = Some(format!("two runs differ: {one:?} and {other:?}"));
                         }
                     }
-                    settle(seed, report, &all);
+                    settle(&arguments, report, &all);
                 }
             });
         }
     });
     let (seeds, failed, reached) = all.into_inner().unwrap_or_default();
     let took = began.elapsed().as_secs();
-    println!("{seeds} seeds in {took} s, {failed} failed; together they reached:");
+    println!("{seeds} runs in {took} s, {failed} failed; together they reached:");
     for (what, count) in &reached {
         println!("  {count:>8} {what}");
     }
@@ -178,35 +188,41 @@ pub fn run(many: &Many) -> ExitCode {
     if failed > 0 || seeds == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn settle(seed: u64, report: Report, all: &Mutex<(u64, u64, BTreeMap<String, u64>)>) {
+fn settle(arguments: &[String], report: Report, all: &Mutex<(u64, u64, BTreeMap<String, u64>)>) {
     let mut all = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     all.0 += 1;
     for (what, count) in report.reached {
         *all.2.entry(what).or_default() += count;
     }
     let digest = report.digest.unwrap_or_default();
+    let what = arguments.join(" ");
+    let what = what.trim_start_matches('-');
     match report.failure {
-        None => println!("seed {seed}: ok, {}, digest {digest}", report.ran),
+        None => println!("{what}: ok, {}, digest {digest}", report.ran),
         Some(failure) => {
             all.1 += 1;
-            println!("seed {seed}: FAILED: {failure}");
-            println!("  replay: cargo test --release --test simulation -- --seed {seed} --trace");
+            println!("{what}: FAILED: {failure}");
+            println!("  replay: cargo test --release --test simulation -- --{what} --trace");
         }
     }
 }
 
-/// Runs one seed in a process of its own.
-fn run_one(seed: u64) -> Report {
+/// Runs one seed or scenario in a process of its own.
+fn run_one(arguments: &[String]) -> Report {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => return failed(format!("this program cannot be found: {error}")),
     };
     let mut command = Command::new(program);
+<<<<<<< HEAD
     command
         .args(["--seed", &seed.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+=======
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+>>>>>>> refs/heads/sim
     match command.spawn() {
         Ok(child) => wait(child),
         Err(error) => failed(format!("no process: {error}")),

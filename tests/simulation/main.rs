@@ -11,8 +11,9 @@
 //!     cargo test --release --test simulation -- --seeds 1..1000     these
 //!     cargo test --release --test simulation -- --minutes 10        new ones for as long
 //!     cargo test --release --test simulation -- --seed 42 --trace   one, and all that happens in it
+//!
+//! With `--trace`, `RUST_LOG=mainstay=debug` shows what the nodes log besides.
 #![expect(clippy::disallowed_methods, reason = "runs are given real time to end in")]
-#![expect(clippy::print_stdout, reason = "what a run tells goes to standard output")]
 
 mod chance;
 mod clients;
@@ -24,6 +25,7 @@ mod members;
 mod model;
 mod network;
 mod oracle;
+mod scenarios;
 mod trace;
 mod transport;
 mod watchers;
@@ -42,14 +44,22 @@ fn main() -> ExitCode {
     };
     match wants {
         fleet::Wants::Nothing => ExitCode::SUCCESS,
-        fleet::Wants::One { seed, trace } => one(seed, trace),
+        fleet::Wants::One { seed, scenario, trace } => one(seed, scenario, trace),
         fleet::Wants::Many(many) => fleet::run(&many),
     }
 }
 
 /// Runs one seed in this process.
-fn one(seed: u64, print: bool) -> ExitCode {
+fn one(seed: u64, scenario: Option<String>, print: bool) -> ExitCode {
+    if let Err(error) = mainstay::mutant::choose() {
+        eprintln!("simulation: {error}");
+        return ExitCode::from(2);
+    }
     chance::seed_system(seed);
+    if print && std::env::var_os("RUST_LOG").is_some() {
+        let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stdout);
+        lines.with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    }
     let root = scratch().join(format!("mainstay-simulation-{}-{seed}", std::process::id()));
     let _ = std::fs::remove_dir_all(&root);
     let panicked = std::sync::Arc::new(std::sync::Mutex::new(None::<String>));
@@ -59,7 +69,7 @@ fn one(seed: u64, print: bool) -> ExitCode {
         first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(panic.to_string());
     }));
     let began = std::time::Instant::now();
-    let ran = world::run(seed, root.clone(), print);
+    let ran = world::run(seed, scenario, root.clone(), print);
     let _ = std::fs::remove_dir_all(&root);
     if let Some(panic) = panicked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
         ran.trace.violation(format_args!("a panic: {panic}"));

@@ -96,8 +96,8 @@ struct State {
     peers: BTreeMap<usize, Peer>,
     places: BTreeMap<NodeId, usize>,
     streams: Vec<(usize, usize, Weak<dyn Breakable>)>,
-    /// Whom each member gave its vote to, by member and term.
-    votes: BTreeMap<(NodeId, u64), NodeId>,
+    /// The highest vote that each member gave: term and candidate.
+    votes: BTreeMap<NodeId, (u64, NodeId)>,
 }
 
 /// The network.
@@ -171,13 +171,14 @@ impl Network {
         self.state().places.get(&id).copied()
     }
 
-    /// A member gave its vote. It has one for each term, whatever it went through meanwhile.
+    /// A member gave its vote. Votes only rise (openraft orders them by term and
+    /// candidate), whatever the member went through meanwhile.
     pub fn voted(&self, voter: NodeId, term: u64, candidate: NodeId) {
-        let before = *self.state().votes.entry((voter, term)).or_insert(candidate);
-        if before != candidate {
-            self.trace.violation(format_args!(
-                "{voter:x} voted for {before:x} and for {candidate:x} in term {term}"
-            ));
+        let given = (term, candidate);
+        let highest =
+            *self.state().votes.entry(voter).and_modify(|vote| *vote = given.max(*vote)).or_insert(given);
+        if highest > given {
+            self.trace.violation(format_args!("{voter:x} voted for {given:x?} after {highest:x?}"));
         }
     }
 

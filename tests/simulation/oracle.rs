@@ -7,7 +7,7 @@
 //! or is there twice, is a violation. Every operation carries a tag into the
 //! log, so that it is found there whatever the client was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -52,10 +52,11 @@ pub struct Oracle {
     tags: BTreeMap<String, Vec<Found>>,
     /// Tags of operations that were refused before they were proposed.
     refused: Vec<String>,
-    /// Who wrote entries in each term.
-    writers: BTreeMap<u64, NodeId>,
-    /// Who said that it leads in each term.
-    leaders: BTreeMap<u64, NodeId>,
+    /// The leader that wrote the newest entry: its term and id. Leaders rise in
+    /// this order, and a term may have more than one (openraft's advanced ids).
+    writer: (u64, NodeId),
+    /// Who said that it leads, in each term.
+    leaders: BTreeSet<(u64, NodeId)>,
     /// Everything up to here was acknowledged to somebody.
     floor: u64,
     leases: BTreeMap<LeaseId, Promise>,
@@ -72,8 +73,8 @@ impl Oracle {
             modelled: 0,
             tags: BTreeMap::new(),
             refused: Vec::new(),
-            writers: BTreeMap::new(),
-            leaders: BTreeMap::new(),
+            writer: (0, 0),
+            leaders: BTreeSet::new(),
             floor: 0,
             leases: BTreeMap::new(),
             operations: 0,
@@ -129,13 +130,22 @@ impl Oracle {
                 Err(error) => return self.trace.violation(format_args!("entry {index}: {error}")),
             };
             let position = LogPosition::from(&entry.log_id);
+<<<<<<< HEAD
             let writer = *self.writers.entry(position.term).or_insert(position.node);
             if writer != position.node {
                 self.trace.violation(format_args!(
                     "{writer:x} and {:x} both wrote in term {}",
                     position.node, position.term
+=======
+            let writer = (position.term, position.node);
+            if writer < self.writer {
+                let before = self.writer;
+                self.trace.violation(format_args!(
+                    "entry {index} is of {writer:x?}, and the one before of {before:x?}"
+>>>>>>> refs/heads/sim
                 ));
             }
+            self.writer = writer;
             if let EntryPayload::Normal(proposal) = entry.payload {
                 match codec::decode::<Command>("a command", &proposal.body) {
                     Ok(command) => self.model_command(position, command),
@@ -209,12 +219,7 @@ impl Oracle {
 
     /// A node says that it leads.
     pub fn leads(&mut self, node: NodeId, term: u64) {
-        let before = self.leaders.len();
-        let leader = *self.leaders.entry(term).or_insert(node);
-        if leader != node {
-            self.trace.violation(format_args!("{leader:x} and {node:x} both lead in term {term}"));
-        }
-        if self.leaders.len() > before {
+        if self.leaders.insert((term, node)) {
             self.trace.count("leaders");
         }
     }

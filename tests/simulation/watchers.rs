@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mainstay::types::{EventKind, KeyRange, Revision, Space};
 use mainstay::watch::{WatchEvent, WatchMessage, WatchMessageKind, WatchSpec};
 use tokio::sync::mpsc;
@@ -16,6 +17,8 @@ const ON_THE_WAY_MAX: usize = 4;
 
 struct Watcher {
     client: Client,
+    /// It watches through this node only.
+    stays_at: Option<usize>,
     range: KeyRange,
     wants: Wants,
     fragment: bool,
@@ -37,12 +40,22 @@ pub async fn watching(mut client: Client) {
     };
     let wants = Wants { prev: client.chance.permille(400), kind };
     let fragment = client.chance.permille(300);
-    let mut watcher = Watcher { client, range, wants, fragment, next: 0, parts: Vec::new(), goal: None };
+    let mut watcher =
+        Watcher { client, stays_at: None, range, wants, fragment, next: 0, parts: Vec::new(), goal: None };
     if watcher.client.chance.permille(500) {
         watcher.client.pause(5000).await;
         let newest = watcher.client.world.oracle().model().revision() as u64;
         watcher.next = watcher.client.chance.between(1, newest + 3) as i64;
     }
+    while watcher.connect().await {}
+}
+
+/// Follows everything through one node, whatever becomes of that.
+pub async fn staying(client: Client, place: usize) {
+    let (range, wants) = (KeyRange::From(Bytes::from_static(b"\0")), Wants::default());
+    let stays_at = Some(place);
+    let mut watcher =
+        Watcher { client, stays_at, range, wants, fragment: false, next: 1, parts: Vec::new(), goal: None };
     while watcher.connect().await {}
 }
 
@@ -63,7 +76,7 @@ impl Watcher {
         if self.client.world.trace.failed().is_some() {
             return false;
         }
-        let place = self.client.choose();
+        let place = self.stays_at.unwrap_or_else(|| self.client.choose());
         let (messages, mut arriving) = mpsc::channel(ON_THE_WAY_MAX);
         let (ask, asked) = mpsc::channel(ON_THE_WAY_MAX);
         let spec = self.spec();
@@ -90,7 +103,8 @@ impl Watcher {
         if self.next > 1 {
             world.trace.count("watches resumed");
         }
-        let stays_ms = self.client.chance.between(200, 12_000);
+        let stays_ms =
+            if self.stays_at.is_some() { 600_000 } else { self.client.chance.between(200, 12_000) };
         let until = tokio::time::Instant::now() + Duration::from_millis(stays_ms);
         loop {
             if world.is_ending() && self.goal.is_none() {

@@ -15,7 +15,7 @@ use crate::network::Network;
 use crate::oracle::Oracle;
 use crate::trace::Trace;
 use crate::transport::url;
-use crate::{director, network};
+use crate::{director, network, scenarios};
 
 /// The step of virtual time. Whatever happens within one is ordered, too: by the
 /// turn of the nodes, which is drawn anew for every step.
@@ -126,11 +126,12 @@ pub struct Ran {
 }
 
 /// Runs one seed below `root`.
-pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
+pub fn run(seed: u64, scenario: Option<String>, root: std::path::PathBuf, print: bool) -> Ran {
     let trace = Arc::new(Trace::new(print));
     let mut chance = Chance::new(seed, "world");
     let tuning = draw_tuning(&mut chance);
-    let members = *chance.pick(&[3_usize, 3, 3, 4, 5, 5]);
+    let drawn = *chance.pick(&[3_usize, 3, 3, 4, 5, 5]);
+    let members = if scenario.is_some() { scenarios::MEMBERS } else { drawn };
     trace.line(format_args!("seed {seed}: {members} members, {tuning:?}"));
     let network = Network::new(trace.clone(), Chance::new(seed, "network"));
     let all: Faces = Arc::new(Mutex::new((0..PLACES).map(|_| face()).collect()));
@@ -146,6 +147,10 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
     let initial: Vec<InitialMember> = (0..members)
         .map(|place| InitialMember { name: format!("n{}", place + 1), peer_urls: vec![url(place)] })
         .collect();
+    let speed = draw_speed(&mut chance);
+    for face in faces(&all).iter_mut() {
+        (face.speed, face.usual_speed) = (speed, speed);
+    }
     for (place, face) in faces(&all).iter_mut().enumerate().take(members) {
         face.bootstrap = Bootstrap::Initial { members: initial.clone(), token: "simulation".to_owned() };
         face.in_use = true;
@@ -162,7 +167,10 @@ pub fn run(seed: u64, root: std::path::PathBuf, print: bool) -> Ran {
     };
     let clients = Builder::new_current_thread().enable_time().start_paused(true).build();
     let clients = clients.expect("a runtime needs nothing that could be missing");
-    let directing = clients.spawn(director::direct(world.clone(), members));
+    let directing = match scenario {
+        Some(name) => clients.spawn(scenarios::play(name, world.clone())),
+        None => clients.spawn(director::direct(world.clone(), members)),
+    };
     let began = {
         let _inside = clients.enter();
         tokio::time::Instant::now()
@@ -262,6 +270,11 @@ fn look_at_end(world: &World, host: &mut Host) {
             faces(&world.faces)[host.place].removed = true;
             host.stop();
         }
+        Some(ExitReason::Refused(why)) if faces(&world.faces)[host.place].may_be_refused => {
+            world.trace.line(format_args!("{name} was refused: {why}"));
+            host.crash(Survives::Everything);
+            faces(&world.faces)[host.place].in_use = false;
+        }
         Some(ExitReason::Refused(why)) => {
             world.trace.violation(format_args!("{name} may not take part: {why}"));
         }
@@ -298,13 +311,24 @@ fn face() -> Face {
         paused_until_ms: 0,
         fatal: None,
         disk_failed: false,
+        may_be_refused: false,
         speed: FAST,
+        usual_speed: FAST,
         wall_offset_ms: Arc::default(),
     }
 }
 
 /// A disk that nobody waits for.
 pub const FAST: Speed = Speed { sync_ms_min: 0, sync_ms_max: 3 };
+
+/// What the disks of a run usually are: the slower, the more a crash takes.
+fn draw_speed(chance: &mut Chance) -> Speed {
+    match chance.below(4) {
+        0 => Speed { sync_ms_min: 2, sync_ms_max: 12 },
+        1 => Speed { sync_ms_min: 5, sync_ms_max: 40 },
+        _ => FAST,
+    }
+}
 
 fn draw_tuning(chance: &mut Chance) -> Tuning {
     let election_ms = *chance.pick(&[500, 800, 1000]);
