@@ -65,6 +65,7 @@ const FAMILIES: &[&[Entry]] = &[
     membership::FAULTS,
     wiped::FAULTS,
     maintenance::FAULTS,
+    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.
