@@ -39,9 +39,10 @@ struct Trial {
 }
 
 const LINEARIZABLE: &str = "every key is a linearizable register";
-const NOTHING_LOST: &str = "no element is lost";
-const AGREE: &str = "members agree";
+const NOTHING_LOST: &str = "no element that was acknowledged or read is lost";
+const AGREE: &str = "hashes at one revision are equal";
 const SERVES: &str = "every member serves again after healing";
+const UNIQUE: &str = "every write has a revision of its own";
 const REPLAY: &str = "a replay in the order of revisions";
 const RELIABLE: &str = "reliable: ";
 const CONTINUED: &str = "continued: ";
@@ -59,7 +60,7 @@ const TRIALS: [Trial; 12] = [
         mutant: "vote-not-synced",
         workloads: &["register"],
         nemesis: "power-all,kill-all",
-        claims: &[NODE_ENDED, SERVES],
+        claims: &[LINEARIZABLE, UNIQUE, NODE_ENDED, SERVES],
     },
     Trial {
         mutant: "read-without-read-index",
@@ -83,7 +84,7 @@ const TRIALS: [Trial; 12] = [
         mutant: "replay-not-idempotent",
         workloads: &["kv", "convergence"],
         nemesis: "rolling-restart,kill-one",
-        claims: &[AGREE, REPLAY],
+        claims: &[AGREE, UNIQUE, REPLAY],
     },
     Trial {
         mutant: "watch-skips-on-resume",
@@ -100,7 +101,7 @@ const TRIALS: [Trial; 12] = [
     Trial {
         mutant: "compaction-drops-tombstone",
         workloads: &["watch", "convergence"],
-        nemesis: "compact+kill-one",
+        nemesis: "compact+rolling-restart",
         claims: &[RELIABLE, RESUMABLE, CONTINUED, AGREED, REPLAY, AGREE],
     },
     Trial {
@@ -113,7 +114,7 @@ const TRIALS: [Trial; 12] = [
         mutant: "lease-by-wall-clock",
         workloads: &["lease"],
         nemesis: "clock-jump",
-        claims: &["leases end when they must"],
+        claims: &["no lease ends before its time", "a lease that nobody keeps alive ends in time"],
     },
     Trial {
         mutant: "unsafe-membership-change",

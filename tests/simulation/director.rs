@@ -24,7 +24,7 @@ use crate::host::{Standing, faces};
 use crate::members;
 use crate::network::Weather;
 use crate::watchers;
-use crate::world::{FAST, Order, PLACES, World, draw_weather};
+use crate::world::{Order, PLACES, World, draw_weather};
 
 /// How long writes may take to flow after everything was healed.
 const FLOW_MAX: Duration = Duration::from_secs(10);
@@ -323,7 +323,8 @@ impl Director {
         }
         self.slow_until.retain(|place, until| {
             if *until <= now {
-                faces(&self.world.faces)[*place].speed = FAST;
+                let mut faces = faces(&self.world.faces);
+                faces[*place].speed = faces[*place].usual_speed;
             }
             *until > now
         });
@@ -360,7 +361,7 @@ impl Director {
         self.world.network.cut(Vec::new());
         self.world.network.set_weather(Weather::FINE);
         for face in faces(&self.world.faces).iter_mut() {
-            (face.paused_until_ms, face.speed) = (0, FAST);
+            (face.paused_until_ms, face.speed) = (0, face.usual_speed);
         }
         self.cut_until = None;
         self.slow_until.clear();

@@ -106,7 +106,11 @@ pub struct Face {
     /// Why the node ended itself.
     pub fatal: Option<String>,
     pub disk_failed: bool,
+    /// It is no fault when the cluster will not have it.
+    pub may_be_refused: bool,
     pub speed: Speed,
+    /// How quick the disk is when nobody slows it down.
+    pub usual_speed: Speed,
     pub wall_offset_ms: Arc<AtomicI64>,
 }
 

@@ -14,7 +14,6 @@
 //!
 //! With `--trace`, `RUST_LOG=mainstay=debug` shows what the nodes log besides.
 #![expect(clippy::disallowed_methods, reason = "runs are given real time to end in")]
-#![expect(clippy::print_stdout, reason = "what a run tells goes to standard output")]
 
 mod chance;
 mod clients;

@@ -32,7 +32,7 @@ pub async fn changing(mut client: Client, trouble: Trouble) {
         let voters = members.iter().filter(|view| view.is_voter).count();
         match client.chance.below(5) {
             0 | 1 if members.len() < 5 => grow(&mut client, &trouble).await,
-            0 | 1 | 2 if voters > 3 => shrink(&mut client, &trouble, &members).await,
+            0..=2 if voters > 3 => shrink(&mut client, &trouble, &members).await,
             3 => replace(&mut client, &trouble, &members).await,
             _ => move_leader(&mut client, &members).await,
         }

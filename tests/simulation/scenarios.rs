@@ -7,13 +7,14 @@ use tokio::time::Instant;
 
 use crate::clients::{Client, Told};
 use crate::director::{self, Trouble};
-use crate::disk::Survives;
+use crate::disk::{Speed, Survives};
 use crate::host::{Standing, faces};
 use crate::watchers;
-use crate::world::{Order, PLACES, World};
+use crate::world::{FAST, Order, PLACES, World};
 
 /// All of them, by name.
-pub const ALL: &[&str] = &["removed-while-down", "behind-a-snapshot"];
+pub const ALL: &[&str] =
+    &["removed-while-down", "behind-a-snapshot", "power-fails-everywhere", "wiped-member-comes-back"];
 
 /// Members of every scenario's cluster.
 pub const MEMBERS: usize = 3;
@@ -26,6 +27,8 @@ pub async fn play(name: String, world: World) {
     match name.as_str() {
         "removed-while-down" => removed_while_down(&world).await,
         "behind-a-snapshot" => behind_a_snapshot(&world).await,
+        "power-fails-everywhere" => power_fails_everywhere(&world).await,
+        "wiped-member-comes-back" => wiped_member_comes_back(&world).await,
         other => world.trace.violation(format_args!("no scenario is called {other:?}")),
     }
 }
@@ -80,6 +83,9 @@ async fn removed_while_down(world: &World) {
 /// A member is cut off until the others have forgotten what it lacks, and comes
 /// back by a snapshot; whoever watches there sees everything.
 async fn behind_a_snapshot(world: &World) {
+    for face in faces(&world.faces).iter_mut() {
+        face.speed = FAST;
+    }
     let place = follower(world);
     let watching = tokio::spawn(watchers::staying(Client::new(world, "watcher".to_owned()), place));
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -103,5 +109,85 @@ async fn behind_a_snapshot(world: &World) {
     world.end();
     if tokio::time::timeout(Duration::from_secs(30), watching).await.is_err() {
         world.trace.violation("the watcher does not see everything");
+    }
+}
+
+/// Writes until `count` were acknowledged through one of `places`. False in vain.
+async fn write(world: &World, places: &[usize], count: usize) -> bool {
+    let mut client = Client::new(world, format!("writer at {}", world.trace.now_ms()));
+    let began = Instant::now();
+    let mut written = 0;
+    while written < count {
+        let place = places[written % places.len()];
+        if let Told::Reply(_) = client.propose_at(place, director::probe(&written.to_string()), None).await {
+            written += 1;
+        }
+        if began.elapsed() > Duration::from_secs(30) || world.trace.failed().is_some() {
+            world.trace.violation(format_args!("in vain: {count} writes through {places:?}"));
+            return false;
+        }
+    }
+    true
+}
+
+/// The power fails in all places at once, under writes, on disks that take their
+/// time: what was acknowledged was synced by a majority.
+async fn power_fails_everywhere(world: &World) {
+    for face in faces(&world.faces).iter_mut() {
+        face.speed = Speed { sync_ms_min: 10, sync_ms_max: 40 };
+    }
+    for round in 0..6 {
+        let writing: Vec<_> = (0..4)
+            .map(|number| {
+                let mut client = Client::new(world, format!("writer {round} {number}"));
+                tokio::spawn(async move {
+                    for value in 0..1000 {
+                        client.propose_at(number % MEMBERS, director::probe(&value.to_string()), None).await;
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1200 + 7 * round)).await;
+        for place in 0..MEMBERS {
+            world.order(Order::Crash(place, Survives::Nothing));
+        }
+        writing.iter().for_each(tokio::task::JoinHandle::abort);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for place in 0..MEMBERS {
+            world.order(Order::Start(place));
+        }
+        if !write(world, &[0, 1, 2], 3).await {
+            return;
+        }
+    }
+    director::converge(world.clone(), Trouble::default()).await;
+    world.oracle().at_the_end();
+}
+
+/// A member's disk is replaced by an empty one, and the node started as before.
+/// It must not speak for the member: together with one that lacks the newest
+/// entries it would be a majority that never saw them.
+async fn wiped_member_comes_back(world: &World) {
+    let Some(leader) = world.leader() else { return world.trace.violation("nobody leads") };
+    let others: Vec<usize> = (0..MEMBERS).filter(|place| *place != leader).collect();
+    let (wiped, behind) = (others[0], others[1]);
+    let alone = |place: usize| (0..PLACES).flat_map(move |other| [(place, other), (other, place)]).collect();
+    world.network.cut(alone(behind));
+    if !write(world, &[leader], 20).await {
+        return;
+    }
+    world.order(Order::Crash(wiped, Survives::Everything));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.order(Order::Wipe(wiped));
+    faces(&world.faces)[wiped].may_be_refused = true;
+    world.network.cut(alone(leader));
+    world.order(Order::Start(wiped));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut client = Client::new(world, "late writer".to_owned());
+    client.propose_at(behind, director::probe("without a majority"), None).await;
+    world.network.cut(Vec::new());
+    if write(world, &[leader, behind], 20).await {
+        director::converge(world.clone(), Trouble::default()).await;
+        world.oracle().at_the_end();
     }
 }

@@ -147,6 +147,10 @@ pub fn run(seed: u64, scenario: Option<String>, root: std::path::PathBuf, print:
     let initial: Vec<InitialMember> = (0..members)
         .map(|place| InitialMember { name: format!("n{}", place + 1), peer_urls: vec![url(place)] })
         .collect();
+    let speed = draw_speed(&mut chance);
+    for face in faces(&all).iter_mut() {
+        (face.speed, face.usual_speed) = (speed, speed);
+    }
     for (place, face) in faces(&all).iter_mut().enumerate().take(members) {
         face.bootstrap = Bootstrap::Initial { members: initial.clone(), token: "simulation".to_owned() };
         face.in_use = true;
@@ -266,6 +270,11 @@ fn look_at_end(world: &World, host: &mut Host) {
             faces(&world.faces)[host.place].removed = true;
             host.stop();
         }
+        Some(ExitReason::Refused(why)) if faces(&world.faces)[host.place].may_be_refused => {
+            world.trace.line(format_args!("{name} was refused: {why}"));
+            host.crash(Survives::Everything);
+            faces(&world.faces)[host.place].in_use = false;
+        }
         Some(ExitReason::Refused(why)) => {
             world.trace.violation(format_args!("{name} may not take part: {why}"));
         }
@@ -302,13 +311,24 @@ fn face() -> Face {
         paused_until_ms: 0,
         fatal: None,
         disk_failed: false,
+        may_be_refused: false,
         speed: FAST,
+        usual_speed: FAST,
         wall_offset_ms: Arc::default(),
     }
 }
 
 /// A disk that nobody waits for.
 pub const FAST: Speed = Speed { sync_ms_min: 0, sync_ms_max: 3 };
+
+/// What the disks of a run usually are: the slower, the more a crash takes.
+fn draw_speed(chance: &mut Chance) -> Speed {
+    match chance.below(4) {
+        0 => Speed { sync_ms_min: 2, sync_ms_max: 12 },
+        1 => Speed { sync_ms_min: 5, sync_ms_max: 40 },
+        _ => FAST,
+    }
+}
 
 fn draw_tuning(chance: &mut Chance) -> Tuning {
     let election_ms = *chance.pick(&[500, 800, 1000]);
