@@ -64,6 +64,7 @@ const FAMILIES: &[&[Entry]] = &[
     clock::FAULTS,
     membership::FAULTS,
     maintenance::FAULTS,
+    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.
