@@ -63,7 +63,9 @@ const FAMILIES: &[&[Entry]] = &[
     network::FAULTS,
     clock::FAULTS,
     membership::FAULTS,
+    wiped::FAULTS,
     maintenance::FAULTS,
+    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.

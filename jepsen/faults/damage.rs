@@ -141,6 +141,8 @@ fn check_refusal(context: &Context, host: &Host, log_from: u64) {
     let end = host.exits().pop().map_or_else(String::new, |(end, _)| end);
     if !REFUSALS.contains(&end.as_str()) || log.contains("panicked at") {
         context.hosts.complain(format!("{} met damage on its disk and crashed: {end}", host.name));
+        // What it said last is why.
+        context.hosts.complain(log.lines().rev().take(8).collect::<Vec<_>>().join(" < "));
     }
     if !log.contains("ERROR") {
         context.hosts.complain(format!("{} met damage on its disk and logged no error", host.name));

@@ -85,6 +85,10 @@ impl Fault for WipedMember {
                 Err(_) if host.status().await.is_err() => {
                     Ok(format!("{} was wiped, and waits outside beside {late}", host.name))
                 }
+                // One that once joined asks to be let in for longer than this, and serves nobody meanwhile.
+                Err(_) if host.status().await.is_err() => {
+                    Ok(format!("{} was wiped and waits beside {late} to be let in", host.name))
+                }
                 Err(_) => {
                     let complaint = format!("{} was wiped and takes part as if it had not been", host.name);
                     context.hosts.complain(complaint.clone());

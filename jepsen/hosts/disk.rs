@@ -8,10 +8,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use tokio::time::Instant;
 
 use super::command::{self, word};
 

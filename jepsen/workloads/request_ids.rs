@@ -82,6 +82,12 @@ impl Session {
 async fn work(mut worker: Worker) -> anyhow::Result<()> {
     let Some(mut session) = open(&mut worker).await else { return Ok(()) };
     while worker.turn(1).await {
+        if worker.chance(0.2) {
+            // In between, others write and read the same keys without any id.
+            let call = if worker.chance(0.7) { draw(&mut worker) } else { look(&mut worker) };
+            worker.client.call(call).await;
+            continue;
+        }
         if !session.kept.is_empty() && worker.chance(0.2) {
             let (sequence, call) = session.kept[worker.pick(session.kept.len())].clone();
             elsewhere(&mut worker);
@@ -123,7 +129,7 @@ async fn insist(worker: &mut Worker, call: &Call, id: RequestId) -> Outcome {
         if matches!(outcome, Outcome::Ok(_)) || worker.context.stopped() {
             break;
         }
-        worker.context.sleep(Duration::from_millis(100)).await;
+        worker.context.sleep(Duration::from_millis(200)).await;
         if worker.chance(0.6) {
             elsewhere(worker);
         }
@@ -141,8 +147,17 @@ fn elsewhere(worker: &mut Worker) {
     }
 }
 
+fn look(worker: &mut Worker) -> Call {
+    let action = Action::Range { span: Span::key(key(worker)), revision: 0, limit: 0 };
+    Call::Single { action, serializable: false }
+}
+
+fn key(worker: &mut Worker) -> String {
+    format!("{NAME}/{}", worker.pick(KEYS))
+}
+
 fn draw(worker: &mut Worker) -> Call {
-    let key = format!("{NAME}/{}", worker.pick(KEYS));
+    let key = key(worker);
     let (value, prev_kv) = (worker.value(), worker.chance(0.3));
     let put = Action::Put { key: key.clone(), value, lease: 0, prev_kv };
     match worker.pick(10) {

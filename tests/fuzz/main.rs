@@ -8,6 +8,11 @@
 //! keeps the results of the long runs. It judges decoders only: what a cluster
 //! makes of what they let through is other tests' to say.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a decoder's time is measured on the real clock, by a process that has no runtime"
+)]
+
 mod coverage;
 mod draw;
 mod engine;

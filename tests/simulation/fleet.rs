@@ -214,15 +214,7 @@ fn run_one(arguments: &[String]) -> Report {
         Err(error) => return failed(format!("this program cannot be found: {error}")),
     };
     let mut command = Command::new(program);
-<<<<<<< HEAD
-    command
-        .args(["--seed", &seed.to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-=======
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
->>>>>>> refs/heads/sim
     match command.spawn() {
         Ok(child) => wait(child),
         Err(error) => failed(format!("no process: {error}")),
@@ -245,6 +237,7 @@ fn wait(mut child: Child) -> Report {
         err.read_to_string(&mut text).map(|_| text)
     });
     let until = Instant::now() + SEED_MAX;
+    let process = child.id();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break Ok(status),
@@ -257,6 +250,8 @@ fn wait(mut child: Child) -> Report {
             Err(error) => break Err(error.to_string()),
         }
     };
+    // What a run that was killed has left.
+    let _ = std::fs::remove_dir_all(crate::root_of(process));
     let text = reading.join().ok().and_then(Result::ok).unwrap_or_default();
     let complaints = complaints.join().ok().and_then(Result::ok).unwrap_or_default();
     let mut report = parse(&text);

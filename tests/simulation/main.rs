@@ -60,7 +60,7 @@ fn one(seed: u64, scenario: Option<String>, print: bool) -> ExitCode {
         let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stdout);
         lines.with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     }
-    let root = scratch().join(format!("mainstay-simulation-{}-{seed}", std::process::id()));
+    let root = root_of(std::process::id());
     let _ = std::fs::remove_dir_all(&root);
     let panicked = std::sync::Arc::new(std::sync::Mutex::new(None::<String>));
     let (first, before) = (panicked.clone(), std::panic::take_hook());
@@ -96,8 +96,17 @@ fn one(seed: u64, scenario: Option<String>, print: bool) -> ExitCode {
     }
 }
 
-/// Where disks are simulated: in memory, where the machine has such a place.
+/// Where the disks of a process are.
+fn root_of(process: u32) -> std::path::PathBuf {
+    scratch().join(format!("mainstay-simulation-{process}"))
+}
+
+/// Room that two runs do not come near to.
+const SCRATCH_BYTES_MIN: u64 = 1 << 30;
+
+/// Where disks are simulated: in memory, where the machine has room for that.
 fn scratch() -> std::path::PathBuf {
     let memory = std::path::Path::new("/dev/shm");
-    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+    let free = rustix::fs::statvfs(memory).map_or(0, |stats| stats.f_bavail.saturating_mul(stats.f_frsize));
+    if free >= SCRATCH_BYTES_MIN { memory.to_owned() } else { std::env::temp_dir() }
 }

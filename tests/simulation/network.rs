@@ -182,6 +182,11 @@ impl Network {
         }
     }
 
+    /// The votes that were given, as the highest of each member.
+    pub fn votes(&self) -> BTreeMap<NodeId, (u64, NodeId)> {
+        self.state().votes.clone()
+    }
+
     /// Treats messages like this from here on.
     pub fn set_weather(&self, weather: Weather) {
         self.state().weather = weather;

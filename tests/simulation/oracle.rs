@@ -130,19 +130,11 @@ impl Oracle {
                 Err(error) => return self.trace.violation(format_args!("entry {index}: {error}")),
             };
             let position = LogPosition::from(&entry.log_id);
-<<<<<<< HEAD
-            let writer = *self.writers.entry(position.term).or_insert(position.node);
-            if writer != position.node {
-                self.trace.violation(format_args!(
-                    "{writer:x} and {:x} both wrote in term {}",
-                    position.node, position.term
-=======
             let writer = (position.term, position.node);
             if writer < self.writer {
                 let before = self.writer;
                 self.trace.violation(format_args!(
                     "entry {index} is of {writer:x?}, and the one before of {before:x?}"
->>>>>>> refs/heads/sim
                 ));
             }
             self.writer = writer;

@@ -13,8 +13,13 @@ use crate::watchers;
 use crate::world::{FAST, Order, PLACES, World};
 
 /// All of them, by name.
-pub const ALL: &[&str] =
-    &["removed-while-down", "behind-a-snapshot", "power-fails-everywhere", "wiped-member-comes-back"];
+pub const ALL: &[&str] = &[
+    "removed-while-down",
+    "behind-a-snapshot",
+    "power-fails-everywhere",
+    "votes-outlive-power",
+    "wiped-member-comes-back",
+];
 
 /// Members of every scenario's cluster.
 pub const MEMBERS: usize = 3;
@@ -28,6 +33,7 @@ pub async fn play(name: String, world: World) {
         "removed-while-down" => removed_while_down(&world).await,
         "behind-a-snapshot" => behind_a_snapshot(&world).await,
         "power-fails-everywhere" => power_fails_everywhere(&world).await,
+        "votes-outlive-power" => votes_outlive_power(&world).await,
         "wiped-member-comes-back" => wiped_member_comes_back(&world).await,
         other => world.trace.violation(format_args!("no scenario is called {other:?}")),
     }
@@ -45,7 +51,7 @@ async fn until(world: &World, limit: Duration, what: &str, mut holds: impl FnMut
             world.trace.violation(format_args!("in vain: {what}"));
             return false;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     true
 }
@@ -190,4 +196,33 @@ async fn wiped_member_comes_back(world: &World) {
         director::converge(world.clone(), Trouble::default()).await;
         world.oracle().at_the_end();
     }
+}
+
+/// The leader goes, and everybody else just after one of them has given its
+/// vote, on slow disks: whoever has voted still knows.
+async fn votes_outlive_power(world: &World) {
+    for face in faces(&world.faces).iter_mut() {
+        face.speed = Speed { sync_ms_min: 40, sync_ms_max: 120 };
+    }
+    for _ in 0..12 {
+        let leads = || world.leader().is_some();
+        if !until(world, Duration::from_secs(20), "somebody leads", leads).await {
+            return;
+        }
+        let Some(leader) = world.leader() else { continue };
+        let before = world.network.votes();
+        world.order(Order::Crash(leader, Survives::Nothing));
+        let voted = || world.network.votes() != before;
+        if !until(world, Duration::from_secs(20), "somebody votes", voted).await {
+            return;
+        }
+        for place in (0..MEMBERS).filter(|place| *place != leader) {
+            world.order(Order::Crash(place, Survives::Nothing));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for place in 0..MEMBERS {
+            world.order(Order::Start(place));
+        }
+    }
+    write(world, &[0, 1, 2], 3).await;
 }

@@ -13,8 +13,8 @@ use prost::Message;
 use mainstay::machine::{Entry, Machine, Payload};
 use mainstay::mvcc::{self, EventQuery, Published};
 use mainstay::server::watch_spec;
-use mainstay::storage::layout::LogPosition;
-use mainstay::storage::{StateDb, StateOptions, codec};
+use mainstay::storage::layout::{Family, LogPosition};
+use mainstay::storage::{Batch, Read, StateDb, StateOptions, codec};
 use mainstay::types::{Command, KeyRange, Operation, Put, Reply, Revision, Space};
 use mainstay::watch::{Hub, HubOptions};
 use mainstay::wire::etcdserverpb::WatchRequest;
@@ -46,18 +46,14 @@ fn split(mut bytes: &[u8]) -> Vec<&[u8]> {
     items
 }
 
-/// An empty machine, whose directory is taken away with it.
+/// A machine that begins empty.
 struct Rig {
     machine: Machine,
-    dir: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Rig {
-        let dir = tempfile::tempdir_in(scratch()).expect("a temporary directory");
-        let options = StateOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
-        let db = StateDb::open(dir.path(), &options).expect("an empty database opens");
-        Rig { machine: Machine::open(db).expect("an empty machine opens"), dir }
+    fn new(db: StateDb) -> Rig {
+        Rig { machine: Machine::open(db).expect("a database without content is an empty machine") }
     }
 
     fn apply(&mut self, entries: Vec<Entry>) -> Vec<Reply> {
@@ -90,6 +86,27 @@ impl Rig {
             mvcc::events(&view.data, marks, &query).expect("history can be read");
         }
     }
+}
+
+/// A new database. Its files go with the scratch directory.
+fn new_db() -> StateDb {
+    let dir = tempfile::tempdir_in(scratch()).expect("a temporary directory").keep();
+    let options = StateOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
+    StateDb::open(&dir, &options).expect("an empty database opens")
+}
+
+/// Takes everything out of a database: a hundred times quicker than a new one.
+fn empty(db: &StateDb) {
+    let mut batch = Batch::default();
+    for family in Family::ALL {
+        let mut cursor = db.scan(family, &[], None);
+        cursor.seek_to_first();
+        while let Some((key, _)) = cursor.item().expect("the database is read") {
+            batch.delete(db, family, key);
+            cursor.next();
+        }
+    }
+    db.write(batch).expect("the database is written");
 }
 
 pub const APPLY: Target = Target {
@@ -127,7 +144,9 @@ pub const APPLY: Target = Target {
                 payload: Payload::Command(Bytes::copy_from_slice(command)),
             })
             .collect();
-        let (mut at_once, mut one_by_one) = (Rig::new(), Rig::new());
+        static DATABASES: LazyLock<[StateDb; 2]> = LazyLock::new(|| [new_db(), new_db()]);
+        DATABASES.iter().for_each(empty);
+        let [mut at_once, mut one_by_one] = [0, 1].map(|place| Rig::new(DATABASES[place].clone()));
         let replies = at_once.apply(entries.clone());
         let others: Vec<Reply> =
             entries.into_iter().flat_map(|entry| one_by_one.apply(vec![entry])).collect();
@@ -147,7 +166,7 @@ pub const APPLY: Target = Target {
 /// A state with a little history, made once.
 fn watched() -> Arc<Published> {
     static PUBLISHED: LazyLock<Arc<Published>> = LazyLock::new(|| {
-        let mut rig = Rig::new();
+        let mut rig = Rig::new(new_db());
         let put = |index: u64| {
             let key = Bytes::copy_from_slice(&b"abk"[(index % 3) as usize..][..1]);
             let put = Operation::Put(Put {
@@ -171,8 +190,6 @@ fn watched() -> Arc<Published> {
         };
         rig.apply((1..20).map(put).collect());
         rig.machine.db().flush().expect("the history is written");
-        // Its files go with the scratch directory.
-        let _ = rig.dir.keep();
         rig.machine.published()
     });
     PUBLISHED.clone()
