@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::describe;
 use super::event_log::{self, EventLog};
-use super::history::{Call, Event, EventKind, FULL_HISTORY, History, Outcome, Revision, WatchBody};
+use super::history::{Call, Event, EventKind, FULL_HISTORY, History, Kv, Outcome, Revision, WatchBody};
 use super::history::{WatchItem, WatchStream};
 use super::model::Store;
 use super::verdict::Verdict;
@@ -198,16 +198,14 @@ impl<'a> Judge<'a> {
         if event.kind == EventKind::Put {
             let is_create = event.kv.create_revision == revision;
             let is_kept = is_create == before.is_none() && is_create == (event.kv.version == 1);
-            self.look(Promise::IsCreate, is_kept, || format!("{}; before it was {before:?}", told()));
+            self.look(Promise::IsCreate, is_kept, || {
+                format!("{}; before it was {}", told(), or_nothing(before))
+            });
         }
         let expected = before.filter(|_| stream.prev_kv);
         let may_be_gone = event.prev.is_none() && self.was_compacted(revision, item.at_ns);
         self.look(Promise::PrevKv, event.prev.as_ref() == expected || may_be_gone, || {
-            format!(
-                "{}; before it was {}",
-                told(),
-                expected.map_or("nothing".to_owned(), |kv| kv.to_string())
-            )
+            format!("{}; before it was {}", told(), or_nothing(expected))
         });
     }
 
@@ -279,6 +277,10 @@ fn wanted(stream: &WatchStream, event: &Event) -> bool {
     stream.span.contains(&event.kv.key) && !is_filtered
 }
 
+fn or_nothing(kv: Option<&Kv>) -> String {
+    kv.map_or("nothing".to_owned(), Kv::to_string)
+}
+
 fn name(stream: &WatchStream) -> String {
     let WatchStream { watcher, node, span, start_revision, opened_ns, .. } = stream;
     let opened = describe::seconds(*opened_ns);
@@ -288,7 +290,7 @@ fn name(stream: &WatchStream) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::history::{Kv, Span};
+    use crate::judge::history::Span;
     use crate::judge::random::Random;
     use crate::judge::simulator::{Script, delete, mixed, put};
     use crate::judge::verdict::Held;
