@@ -383,7 +383,7 @@ impl Host {
 
     fn leave(&mut self, runtime: Runtime) {
         let inside = runtime.enter();
-        let peer = self.network.detach(self.place);
+        let peer = self.network.detach(self.place, self.stopping.is_none());
         let node = {
             let mut faces = faces(&self.faces);
             let face = &mut faces[self.place];

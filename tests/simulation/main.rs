@@ -69,7 +69,21 @@ fn one(seed: u64, scenario: Option<String>, print: bool) -> ExitCode {
         first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(panic.to_string());
     }));
     let began = std::time::Instant::now();
-    let ran = world::run(seed, scenario, root.clone(), print);
+    // A thread of its own: what this one has drawn so far, for logging and the
+    // like, does not show in the run.
+    let place = root.clone();
+    let running = std::thread::spawn(move || {
+        chance::seed_system(seed);
+        world::run(seed, scenario, place, print)
+    });
+    let ran = match running.join() {
+        Ok(ran) => ran,
+        Err(_) => {
+            let _ = std::fs::remove_dir_all(&root);
+            println!("violation the run ended in a panic");
+            return ExitCode::FAILURE;
+        }
+    };
     let _ = std::fs::remove_dir_all(&root);
     if let Some(panic) = panicked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
         ran.trace.violation(format_args!("a panic: {panic}"));

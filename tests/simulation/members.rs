@@ -28,14 +28,38 @@ pub async fn changing(mut client: Client, trouble: Trouble) {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let Some(members) = list(&mut client).await else { continue };
-        let voters = members.iter().filter(|view| view.is_voter).count();
-        match client.chance.below(5) {
-            0 | 1 if members.len() < 5 => grow(&mut client, &trouble).await,
-            0..=2 if voters > 3 => shrink(&mut client, &trouble, &members).await,
-            3 => replace(&mut client, &trouble, &members).await,
-            _ => move_leader(&mut client, &members).await,
-        }
+        let change = match client.chance.below(5) {
+            0 | 1 => Change::Grow,
+            2 => Change::Shrink,
+            3 => Change::Replace,
+            _ => Change::MoveLeader,
+        };
+        make(&mut client, &trouble, change).await;
+    }
+}
+
+/// What can be done to the membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Grow,
+    Shrink,
+    Replace,
+    MoveLeader,
+}
+
+/// Tries one change; one that would leave too few or too many members, or that
+/// nobody answers for, is let be.
+pub async fn make(client: &mut Client, trouble: &Trouble, change: Change) {
+    let Some(members) = list(client).await else { return };
+    if trouble.is_healing() {
+        return;
+    }
+    let voters = members.iter().filter(|view| view.is_voter).count();
+    match change {
+        Change::Grow if members.len() < 5 => grow(client, trouble).await,
+        Change::Grow | Change::Shrink if voters > 3 => shrink(client, trouble, &members).await,
+        Change::Replace => replace(client, trouble, &members).await,
+        _ => move_leader(client, &members).await,
     }
 }
 

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use mainstay::node::Node;
 use mainstay::raft::{Envelope, PeerError};
@@ -25,6 +25,9 @@ const PIPE_MESSAGES_MAX: usize = 8192;
 /// How long a stream waits for a cut link before it is given up.
 const RETRANSMIT_MS_MAX: u64 = 12_000;
 const RETRANSMIT_MS: u64 = 120;
+/// How long the end of a stream whose other end fell silent takes to find out:
+/// the peers' keep-alive interval and timeout.
+const KEEP_ALIVE_MS: u64 = 15_000;
 
 /// How messages are treated, per thousand where it is a share.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +53,15 @@ pub struct Peer {
     pub handle: Handle,
 }
 
-type Action = Box<dyn FnOnce(&Arc<Network>, Option<Peer>) + Send>;
+type Action = Box<dyn FnOnce(&Arc<Network>, Fate) + Send>;
+
+/// What becomes of a packet.
+enum Fate {
+    /// It has arrived where this node listens, or nobody.
+    Arrived(Option<Peer>),
+    /// It was sent again and again, and given up.
+    GivenUp,
+}
 
 struct Packet {
     at_ms: u64,
@@ -96,6 +107,8 @@ struct State {
     peers: BTreeMap<usize, Peer>,
     places: BTreeMap<NodeId, usize>,
     streams: Vec<(usize, usize, Weak<dyn Breakable>)>,
+    /// Streams whose other end fell silent: when that is found out, and where it was.
+    silent: Vec<(u64, usize, Weak<dyn Breakable>)>,
     /// The highest vote that each member gave: term and candidate.
     votes: BTreeMap<NodeId, (u64, NodeId)>,
 }
@@ -104,7 +117,6 @@ struct State {
 pub struct Network {
     pub trace: Arc<Trace>,
     state: Mutex<State>,
-    pipes: AtomicU64,
 }
 
 /// Where a packet goes.
@@ -132,9 +144,10 @@ impl Network {
             peers: BTreeMap::new(),
             places: BTreeMap::new(),
             streams: Vec::new(),
+            silent: Vec::new(),
             votes: BTreeMap::new(),
         };
-        Arc::new(Network { trace, state: Mutex::new(state), pipes: AtomicU64::new(0) })
+        Arc::new(Network { trace, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,23 +156,29 @@ impl Network {
 
     /// A node can be reached from here on.
     pub fn attach(&self, place: usize, peer: Peer) {
-        let mut state = self.state();
-        state.places.insert(peer.node.id(), place);
-        state.peers.insert(place, peer);
+        let refused = {
+            let mut state = self.state();
+            state.places.insert(peer.node.id(), place);
+            state.peers.insert(place, peer);
+            // A machine that is back knows nothing of its former connections, and says so.
+            state.silent.extract_if(.., |(_, at, _)| *at == place).collect::<Vec<_>>()
+        };
+        refused.iter().filter_map(|stream| stream.2.upgrade()).for_each(|stream| stream.break_off());
     }
 
-    /// A node is gone. Its streams break at the other end, too, or fall silent.
-    pub fn detach(&self, place: usize) -> Option<Peer> {
+    /// A node is gone. Its streams break at the other end, too, or fall silent if they may.
+    pub fn detach(&self, place: usize, may_be_silent: bool) -> Option<Peer> {
         let (gone, broken) = {
             let mut state = self.state();
             let gone = state.peers.remove(&place);
-            let silent = state.chance.permille(500);
-            let touches = |(from, to, _): &(usize, usize, _)| *from == place || *to == place;
-            let mut broken = Vec::new();
-            if !silent {
-                broken.extend(state.streams.iter().filter(|s| touches(s)).filter_map(|s| s.2.upgrade()));
+            let silent = may_be_silent && state.chance.permille(500);
+            let touches = |(from, to, _): &mut (usize, usize, _)| *from == place || *to == place;
+            let ended: Vec<_> = state.streams.extract_if(.., |stream| touches(stream)).collect();
+            let found_out_ms = self.trace.now_ms() + KEEP_ALIVE_MS;
+            if silent {
+                state.silent.extend(ended.iter().map(|stream| (found_out_ms, place, stream.2.clone())));
             }
-            state.streams.retain(|stream| !touches(stream));
+            let broken: Vec<_> = ended.iter().filter(|_| !silent).filter_map(|s| s.2.upgrade()).collect();
             (gone, broken)
         };
         broken.iter().for_each(|stream| stream.break_off());
@@ -211,8 +230,10 @@ impl Network {
 
     /// Hands out everything that is due.
     pub fn deliver(self: &Arc<Network>, now_ms: u64) {
+        let found_out: Vec<_> = self.state().silent.extract_if(.., |(at_ms, ..)| *at_ms <= now_ms).collect();
+        found_out.iter().filter_map(|stream| stream.2.upgrade()).for_each(|stream| stream.break_off());
         loop {
-            let (packet, peer) = {
+            let (packet, fate) = {
                 let mut state = self.state();
                 if state.packets.peek().is_none_or(|packet| packet.at_ms > now_ms) {
                     return;
@@ -224,16 +245,18 @@ impl Network {
                         Some(first) if now_ms < first + RETRANSMIT_MS_MAX => {
                             packet.at_ms = now_ms + RETRANSMIT_MS + state.chance.below(RETRANSMIT_MS);
                             state.packets.push(packet);
+                            continue;
                         }
-                        _ => {}
+                        Some(_) => (packet, Fate::GivenUp),
+                        None => continue,
                     }
-                    continue;
+                } else {
+                    let peer = state.peers.get(&packet.to).cloned();
+                    (packet, Fate::Arrived(peer))
                 }
-                let peer = state.peers.get(&packet.to).cloned();
-                (packet, peer)
             };
             self.trace.fold(packet.number ^ (packet.from as u64) << 40 ^ (packet.to as u64) << 48);
-            (packet.action)(self, peer);
+            (packet.action)(self, fate);
         }
     }
 
@@ -309,8 +332,8 @@ impl Network {
         }
         for _ in 0..times {
             let (waiting, serve) = (waiting.clone(), serve.clone());
-            let arrive: Action = Box::new(move |network, peer| {
-                let Some(peer) = peer else {
+            let arrive: Action = Box::new(move |network, fate| {
+                let Fate::Arrived(Some(peer)) = fate else {
                     let refused = PeerError::NotSent("nobody listens there".to_owned());
                     return network.reply(way, &waiting, Err(refused));
                 };
@@ -357,6 +380,8 @@ pub struct Direction<T> {
     sent: AtomicU64,
     last_ms: AtomicU64,
     pipe: Mutex<Pipe<T>>,
+    /// The stream that it belongs to.
+    whole: OnceLock<Weak<dyn Breakable>>,
 }
 
 impl<T: Send + 'static> Direction<T> {
@@ -364,7 +389,7 @@ impl<T: Send + 'static> Direction<T> {
         let (to, from) = mpsc::channel(PIPE_MESSAGES_MAX);
         let pipe = Mutex::new(Pipe { to: Some(to), next: 0, early: BTreeMap::new() });
         let (sent, last_ms) = (AtomicU64::new(0), AtomicU64::new(0));
-        (Arc::new(Direction { way, sent, last_ms, pipe }), from)
+        (Arc::new(Direction { way, sent, last_ms, pipe, whole: OnceLock::new() }), from)
     }
 
     fn pipe(&self) -> MutexGuard<'_, Pipe<T>> {
@@ -378,7 +403,14 @@ impl<T: Send + 'static> Direction<T> {
         let at_ms = (now_ms + network.latency()).max(self.last_ms.load(Ordering::Relaxed));
         self.last_ms.store(at_ms, Ordering::Relaxed);
         let this = self.clone();
-        let arrive: Action = Box::new(move |_, _| this.arrive(number, message));
+        let arrive: Action = Box::new(move |_, fate| match fate {
+            Fate::Arrived(_) => this.arrive(number, message),
+            Fate::GivenUp => {
+                let whole = this.whole.get().and_then(Weak::upgrade);
+                whole.iter().for_each(|stream| stream.break_off());
+                this.end(None);
+            }
+        });
         network.send(self.way, at_ms, Some(now_ms), arrive);
     }
 
@@ -430,8 +462,9 @@ impl Network {
     /// Registers a stream, so that it can break. Whether it breaks as it opens.
     pub fn watch_over<Q: Send + 'static, A: Send + 'static>(&self, way: Way, stream: &Arc<Duplex<Q, A>>) {
         let weak: Weak<dyn Breakable> = Arc::downgrade(&(stream.clone() as Arc<dyn Breakable>));
+        // Set once: a stream is registered when it has opened.
+        let _ = (stream.there.whole.set(weak.clone()), stream.back.whole.set(weak.clone()));
         self.state().streams.push((way.from, way.to, weak));
-        self.pipes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a message that is sent now takes its stream with it.

@@ -9,6 +9,7 @@ use crate::clients::{Client, Told};
 use crate::director::{self, Trouble};
 use crate::disk::{Speed, Survives};
 use crate::host::{Standing, faces};
+use crate::members::{self, Change};
 use crate::watchers;
 use crate::world::{FAST, Order, PLACES, World};
 
@@ -19,6 +20,8 @@ pub const ALL: &[&str] = &[
     "power-fails-everywhere",
     "votes-outlive-power",
     "wiped-member-comes-back",
+    "disk-fails",
+    "members-come-and-go",
 ];
 
 /// Members of every scenario's cluster.
@@ -35,6 +38,8 @@ pub async fn play(name: String, world: World) {
         "power-fails-everywhere" => power_fails_everywhere(&world).await,
         "votes-outlive-power" => votes_outlive_power(&world).await,
         "wiped-member-comes-back" => wiped_member_comes_back(&world).await,
+        "disk-fails" => disk_fails(&world).await,
+        "members-come-and-go" => members_come_and_go(&world).await,
         other => world.trace.violation(format_args!("no scenario is called {other:?}")),
     }
 }
@@ -225,4 +230,60 @@ async fn votes_outlive_power(world: &World) {
         }
     }
     write(world, &[0, 1, 2], 3).await;
+}
+
+/// The leader's disk fails under writes: it ends itself and acknowledges nothing
+/// more, and what it acknowledged before is there when it comes back.
+async fn disk_fails(world: &World) {
+    for _ in 0..3 {
+        let leads = || world.leader().is_some();
+        if !until(world, Duration::from_secs(20), "somebody leads", leads).await {
+            return;
+        }
+        let Some(leader) = world.leader() else { continue };
+        if !write(world, &[leader], 20).await {
+            return;
+        }
+        world.order(Order::FailDisk(leader));
+        let ended = || faces(&world.faces)[leader].standing == Standing::Down;
+        if !until(world, Duration::from_secs(2), "the node ends with its disk", ended).await {
+            return;
+        }
+        world.order(Order::Start(leader));
+        if !write(world, &[0, 1, 2], 5).await {
+            return;
+        }
+    }
+    director::converge(world.clone(), Trouble::default()).await;
+    world.oracle().at_the_end();
+}
+
+/// Members join, are replaced and leave, one after another, and nothing else
+/// goes wrong.
+async fn members_come_and_go(world: &World) {
+    let (trouble, mut client) = (Trouble::default(), Client::new(world, "operator".to_owned()));
+    let reached = |what: &str| world.trace.coverage().get(what).copied().unwrap_or(0);
+    for change in [Change::Grow, Change::Grow, Change::Replace, Change::Shrink, Change::MoveLeader] {
+        let changes = || ["members joined", "members removed", "leadership moved"].map(reached);
+        let before = changes();
+        for attempt in 0.. {
+            members::make(&mut client, &trouble, change).await;
+            if changes() != before {
+                break;
+            }
+            if attempt == 20 || world.trace.failed().is_some() {
+                return world.trace.violation("a change of the members does not come about");
+            }
+        }
+        let settled = || {
+            let faces = faces(&world.faces);
+            faces.iter().all(|face| !face.in_use || face.standing == Standing::Up || face.removed)
+        };
+        until(world, Duration::from_secs(20), "the members have settled", settled).await;
+        if !write(world, &world.up(), 10).await {
+            return;
+        }
+    }
+    director::converge(world.clone(), Trouble::default()).await;
+    world.oracle().at_the_end();
 }
