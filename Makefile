@@ -8,6 +8,9 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/mainstay-target
 MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
 
+FUZZ_MINUTES ?= 10
+FUZZ_SEED ?= 1
+
 .PHONY: help build cluster cluster-down test fmt lint doc proto client bench fuzz simulation jepsen jepsen-long \
 	jepsen-mutants tools-build tools-test tools-jepsen
 
@@ -35,6 +38,11 @@ cluster-down: ## stop what `make cluster` started
 
 test: tools-test ## run every test
 	cargo test --release --no-fail-fast
+
+# Counting what is reached is compiled into this crate alone, so RocksDB is not built again.
+fuzz: tools-test ## give every decoder damaged bytes, FUZZ_MINUTES (10) each, from FUZZ_SEED (1)
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc-with-coverage \
+	  cargo test --release --test fuzz -- --minutes $(FUZZ_MINUTES) --seed $(FUZZ_SEED)
 
 fmt: ## format the sources (the check is `cargo fmt --check`)
 	cargo fmt

@@ -54,6 +54,9 @@ pub struct Args {
     /// The matrix of workloads and faults instead of one run; goes on where it stopped
     #[arg(long)]
     pub matrix: bool,
+    /// The proof of the harness by deliberate bugs; of one, when `--mutant` names it
+    #[arg(long)]
+    pub mutants: bool,
     /// How long the matrix may take, in minutes
     #[arg(long, default_value_t = 60)]
     pub minutes: u64,

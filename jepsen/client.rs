@@ -448,26 +448,6 @@ async fn answered_within<T>(
     }
 }
 
-/// What the node at `url` says of itself. Not recorded.
-pub async fn status(url: &str) -> anyhow::Result<pb::StatusResponse> {
-    let mut client = MaintenanceClient::new(dialled(url).await?);
-    Ok(answered_within(DEADLINE, client.status(pb::StatusRequest {})).await?)
-}
-
-/// The hash of everything at `revision` (0: now) on the node at `url`. Not recorded.
-pub async fn hash_kv(url: &str, revision: i64) -> anyhow::Result<pb::HashKvResponse> {
-    let mut client = MaintenanceClient::new(dialled(url).await?);
-    Ok(answered_within(DEADLINE, client.hash_kv(pb::HashKvRequest { revision })).await?)
-}
-
-/// The members as the node at `url` knows them; after a quorum was asked, if `linearizable`. Not recorded.
-pub async fn members(url: &str, linearizable: bool) -> anyhow::Result<Vec<pb::Member>> {
-    let mut client = ClusterClient::new(dialled(url).await?);
-    let answer =
-        answered_within(DEADLINE, client.member_list(pb::MemberListRequest { linearizable })).await?;
-    Ok(answer.members)
-}
-
 /// The revision of the store now, after a quorum was asked through the node at `url`. Not recorded.
 pub async fn revision(url: &str) -> anyhow::Result<i64> {
     let message = pb::RangeRequest { key: bytes::Bytes::from_static(b"\0"), ..Default::default() };

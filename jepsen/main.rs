@@ -2,8 +2,9 @@
 //! clients, breaks it, and judges what it saw.
 //!
 //! `args` is the command line, `run` one run, `suite` the runs behind `make
-//! jepsen`, `matrix` those behind `make jepsen-long`. Hosts, faults and
-//! workloads are below folders of their names; `judge` decides.
+//! jepsen`, `matrix` those behind `make jepsen-long`, `mutant_runs` those behind
+//! `make jepsen-mutants`. Hosts, faults and workloads are below folders of their
+//! names; `judge` decides.
 
 mod args;
 mod client;
@@ -11,8 +12,14 @@ mod context;
 mod faults;
 mod full_history;
 mod hosts;
+#[allow(
+    unused_imports,
+    dead_code,
+    reason = "without libtest's harness, unit tests vanish and leave what they used"
+)]
 mod judge;
 mod matrix;
+mod mutant_runs;
 mod nemesis;
 mod probe;
 mod report;
@@ -45,6 +52,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if args.matrix {
         return matrix::run(&args).map(pass);
+    }
+    if args.mutants {
+        return mutant_runs::run(&args).map(pass);
     }
     match enter()? {
         Entered::Ended(code) => Ok(code),

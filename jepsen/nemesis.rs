@@ -328,30 +328,6 @@ async fn in_time<T>(deed: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
     tokio::time::timeout(STEP_TIME_MAX, deed).await.context("it took too long")?
 }
 
-/// Runs every fault of a plan once, one after the other, and waits after each until the cluster is well again.
-/// Gives their records in order.
-///
-/// # Errors
-/// When the cluster does not recover.
-pub async fn once_each(
-    context: &Arc<Context>,
-    plan: &Plan,
-    hold: Duration,
-    mut tell: impl FnMut(&FaultRecord),
-) -> anyhow::Result<()> {
-    let never = CancellationToken::new();
-    for (number, entry) in plan.entries().iter().enumerate() {
-        let mut rng = StdRng::seed_from_u64(context.seed.wrapping_add(number as u64));
-        round(context, &[*entry], hold, &mut rng, &never).await;
-        let settled = context.hosts.settle(Duration::from_secs(60)).await;
-        let faults = context.history().faults;
-        let record = faults.last().context("every round leaves a record")?;
-        tell(record);
-        settled.with_context(|| format!("the cluster after {}", entry.name))?;
-    }
-    Ok(())
-}
-
 /// Makes ready what must be there before the first node starts, such as a clock that can be moved.
 ///
 /// # Errors

@@ -40,6 +40,8 @@ pub struct Plan {
 
 /// Hosts that faults may make members of, at most.
 const SPARES: usize = 2;
+/// The workload that is part of every run.
+const CONVERGENCE: &str = "convergence";
 /// After healing, every member must serve within this time.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Reads at the end that take longer than this mean that something hangs.
@@ -79,7 +81,9 @@ impl Plan {
     pub async fn run(&self, inside: &Inside) -> anyhow::Result<Report> {
         let began = Instant::now();
         let faults = self.faults(inside).await?;
-        let chosen = self.workloads.iter().map(|name| workloads::by_name(name));
+        // Members must agree after every run; asked last, when nobody else writes.
+        let others = self.workloads.iter().copied().filter(|name| *name != CONVERGENCE);
+        let chosen = others.chain([CONVERGENCE]).map(workloads::by_name);
         let chosen = chosen.collect::<anyhow::Result<Vec<_>>>()?;
         let hosts = self.hosts(inside, &faults).await?;
         hosts.start_all().await.context("the cluster did not start")?;

@@ -18,7 +18,7 @@ use crate::hosts::{self, Shape};
 
 /// Runs the check that the arguments after `--self-check` name.
 pub async fn run(inside: &Inside, args: &[String]) -> anyhow::Result<()> {
-    let (mut binary, mut mutant, mut members) = (None, None, 3);
+    let (mut binary, mut mutant, mut members, mut logs) = (None, None, 3, None);
     let mut words = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -26,12 +26,14 @@ pub async fn run(inside: &Inside, args: &[String]) -> anyhow::Result<()> {
         match arg.as_str() {
             "--binary" => binary = Some(PathBuf::from(value()?)),
             "--mutant" => mutant = Some(value()?),
+            "--logs" => logs = Some(PathBuf::from(value()?)),
             "--members" => members = value()?.parse()?,
             _ => words.push(arg.clone()),
         }
     }
     let built = OsString::from(env!("CARGO_BIN_EXE_mainstay"));
     let mut shape = Shape::new(&inside.run, members, 2, binary.unwrap_or(built.into()));
+    shape.logs = logs.unwrap_or(shape.logs);
     shape.environment.extend(mutant.map(|name| ("MAINSTAY_MUTANT".to_owned(), name)));
     match words.split_first().map(|(what, rest)| (what.as_str(), rest)) {
         Some(("hosts", [])) => hosts::check::run(shape).await,

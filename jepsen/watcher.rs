@@ -39,9 +39,9 @@ const FINISH_PROGRESS: Duration = Duration::from_millis(250);
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// How a stream's `ended` begins when the watcher had seen all it was to see.
-pub const REACHED: &str = "reached revision ";
+const REACHED: &str = "reached revision ";
 /// How a stream's `ended` begins when the watcher was stopped before that.
-pub const GAVE_UP: &str = "gave up before revision ";
+const GAVE_UP: &str = "gave up before revision ";
 
 /// What is watched.
 #[derive(Clone, Debug)]
@@ -145,12 +145,8 @@ impl Watcher {
         Watcher { number, goal, position: position_seen, task: tokio::spawn(client.run()) }
     }
 
-    /// The revision up to which everything was seen; `None` before the first answer to a watch from now on.
-    pub fn position(&self) -> Option<Revision> {
-        *self.position.borrow()
-    }
-
-    /// Tells its [`Watcher::position`] to others.
+    /// Tells others the revision up to which everything was seen; `None` before the first answer to a watch
+    /// from now on.
     pub fn follow(&self) -> watch::Receiver<Option<Revision>> {
         self.position.clone()
     }
@@ -274,7 +270,10 @@ impl Client {
         };
         let (ended, why) = self.read(requests, responses, &mut record).await;
         record.ended = why;
-        context.record_watch(record);
+        // Without any response nothing was promised: there is nothing to judge.
+        if !record.items.is_empty() {
+            context.record_watch(record);
+        }
         ended
     }
 

@@ -16,8 +16,8 @@
 //! - **`log-not-synced`** `storage/log/rocks.rs`: entries are written and not synced. *Shown by* set,
 //!   register × power failure of all, or of a majority. *Breaks:* no acknowledged write is lost.
 //! - **`vote-not-synced`** `storage/log/rocks.rs`: a vote stays in memory, outside the write-ahead log.
-//!   *Shown by* any × power failure or kill of all. *Breaks:* writes flow after healing: terms begin anew
-//!   below the log's, and nobody can lead.
+//!   *Shown by* register × power failure or kill of all. *Breaks:* linearizability, every write has a
+//!   revision of its own, writes flow after healing: terms begin anew below the log's.
 //! - **`read-without-read-index`** `node/read.rs`: a linearizable read is answered from the local view.
 //!   *Shown by* register × none (readers on followers), partitions. *Breaks:* linearizability.
 //! - **`lease-read-trusting-paused-clock`** `node/read.rs`: the leader answers reads by a lease whose
@@ -37,8 +37,8 @@
 //!   the store's revision. *Shown by* watch with requests for progress × load, slow watchers. *Breaks:*
 //!   nothing at or below a promised revision follows.
 //! - **`compaction-drops-tombstone`** `mvcc/sweep.rs`: a sweep forgets the deletion of a key that is
-//!   dead now, above the compact mark too. *Shown by* watch from the past and reads of the past ×
-//!   compaction with restarts, or a small ring. *Breaks:* a watch has no gap; reads of the past; equal
+//!   dead now, above the compact mark too. *Shown by* watch × compaction with a rolling restart, after
+//!   which watchers read the past from disk. *Breaks:* a watch has no gap; reads of the past; equal
 //!   hashes.
 //! - **`snapshot-install-silent`** `watch/hub.rs`: watchers go on behind an installed snapshot without
 //!   what it brought. *Shown by* watch on a member cut off from its peers until it needs a snapshot.

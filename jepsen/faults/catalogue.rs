@@ -6,7 +6,9 @@
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Fault, clock, delay, disk, maintenance, membership, network, partition, power, process};
+use super::{
+    Fault, clock, damage, delay, disk, maintenance, membership, network, partition, power, process, wiped,
+};
 use crate::probe::Ability;
 
 /// Every fault that there must be, in the order in which results are shown.
@@ -45,6 +47,7 @@ pub const NAMES: &[&str] = &[
     "grow-shrink",
     "replace-node",
     "remove-leader",
+    "wiped-member",
     "compact",
     "snapshot-behind",
 ];
@@ -54,12 +57,15 @@ const FAMILIES: &[&[Entry]] = &[
     process::FAULTS,
     power::FAULTS,
     disk::FAULTS,
+    damage::FAULTS,
     partition::FAULTS,
     delay::FAULTS,
     network::FAULTS,
     clock::FAULTS,
     membership::FAULTS,
+    wiped::FAULTS,
     maintenance::FAULTS,
+    wiped::FAULTS,
 ];
 
 /// One fault, as the schedule sees it.

@@ -23,6 +23,8 @@ use tonic::transport::Channel;
 use super::catalogue::{self, Entry};
 use crate::context::Context;
 use crate::hosts::{Hosts, Shape};
+use crate::nemesis::{self, Plan};
+use crate::probe;
 
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
 const CALL_TIME_MAX: Duration = Duration::from_secs(2);
@@ -38,7 +40,12 @@ pub async fn run(shape: Shape, names: &[String], hold: Duration) -> anyhow::Resu
     let seed = rand::random();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
+    let plan = Plan::OneOf(entries.clone());
+    for (ability, found) in probe::all(&plan.abilities(), &shape.run, &shape.binary).await {
+        println!("can do {ability:?}: {}", found.with_context(|| format!("cannot do {ability:?}"))?);
+    }
     let context = Arc::new(Context::new(seed, Hosts::create(shape).await?, 0));
+    nemesis::prepare(&plan, &context.hosts).await?;
     context.hosts.start_all().await?;
     let load = Load::start(&context);
     let mut failed = Vec::new();
@@ -72,7 +79,8 @@ async fn once(context: &Arc<Context>, entry: Entry, rng: &mut StdRng, hold: Dura
     let effect = effect.context("injecting")?;
     healed.context("healing")?;
     context.hosts.settle(SETTLE_TIME_MAX).await?;
-    println!("{}: {effect} ({injected:.2?}; healed {heal:.2?}, serving {:.2?})", entry.name, began.elapsed());
+    let (name, serving) = (fault.name(), began.elapsed());
+    println!("{name}: {effect} ({injected:.2?}; healed {heal:.2?}, serving {serving:.2?})");
     Ok(())
 }
 

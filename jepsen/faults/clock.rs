@@ -56,6 +56,22 @@ pub async fn compile(directory: &Path) -> anyhow::Result<PathBuf> {
     Ok(library)
 }
 
+/// Runs a program by a clock that is far ahead, built for this in a directory; gives what it printed.
+///
+/// # Errors
+/// When the library cannot be built, or the program fails with it.
+pub async fn try_out(directory: &Path, program: &str, words: &[&str]) -> anyhow::Result<String> {
+    let library = compile(directory).await?;
+    let page = Page { path: directory.join("page") };
+    page.create()?;
+    page.change(|setting| Setting { shift: JUMP_S * 1_000_000_000, ..setting })?;
+    let environment =
+        [format!("LD_PRELOAD={}", library.display()), format!("CLOCK_PAGE={}", page.path.display())];
+    let all: Vec<&str> =
+        environment.iter().map(String::as_str).chain([program]).chain(words.iter().copied()).collect();
+    command::run("env", &all).await
+}
+
 /// Gives every host's node a clock that can be moved, from its next start on.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //! rules stand only while the fault is on: even a delay of nothing costs time.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -32,7 +33,7 @@ const fn entry(name: &'static str, make: fn() -> Box<dyn Fault>) -> Entry {
 }
 
 /// Numbers of queues belong to a network namespace, and so to the run.
-const QUEUE: u16 = 7;
+pub const QUEUE: u16 = 7;
 /// Packets on hold before the kernel drops more.
 const HELD_MAX: u32 = 20_000;
 /// How often the queue is looked at; what a delay is rounded up to.
@@ -62,7 +63,7 @@ impl Fault for Delay {
             let leader = leader_or_any(context, &members).await;
             let other = members.iter().find(|member| **member != leader).context("it is alone")?;
             let (from, to) = (&context.hosts.hosts[leader], &context.hosts.hosts[*other]);
-            let usual = connect_time(from, to).await?;
+            let usual = connect_time(&from.name, to.ip).await?;
             let times = match self.name {
                 "jitter" => (Duration::ZERO, Duration::from_millis(rng.random_range(100..=250))),
                 _ => {
@@ -83,10 +84,10 @@ impl Fault for Delay {
             }
             let holder = self.holder.as_ref().context("it was just started")?;
             within(Duration::from_secs(5), || async {
-                let slow = connect_time(from, to).await?;
+                let slow = connect_time(&from.name, to.ip).await?;
                 let held = holder.held.load(Ordering::Relaxed);
                 // A connection takes one packet there and one back.
-                let enough = slow >= usual + times.0 * 2 && slow >= usual + times.1 / 10;
+                let enough = slow >= (times.0 * 2).max(times.1 / 10);
                 ensure!(held > 0 && enough, "to connect took {usual:?}, now {slow:?}; {held} packets were held");
                 Ok(format!(
                     "{} from and to the others, {:?} to {:?} each way: to connect took {usual:?}, now {slow:?}; {held} \
@@ -114,25 +115,29 @@ impl Fault for Delay {
     }
 }
 
-/// How long one host takes to reach the peer port of another, whoever answers.
-async fn connect_time(from: &crate::hosts::Host, to: &crate::hosts::Host) -> anyhow::Result<Duration> {
+/// How long one host takes to reach the peer port of another, whoever answers, and be it with a refusal.
+pub async fn connect_time(from: &str, to: Ipv4Addr) -> anyhow::Result<Duration> {
     let script = format!(
-        "begin=${{EPOCHREALTIME/./}}; (exec 3<>/dev/tcp/{}/2380) 2>/dev/null; echo $((${{EPOCHREALTIME/./}} - begin))",
-        to.ip
+        "begin=${{EPOCHREALTIME/./}}; (exec 3<>/dev/tcp/{to}/2380) 2>/dev/null; echo $((${{EPOCHREALTIME/./}} - begin))"
     );
     let micros = inside(from, &["bash", "-c", &script]).await?;
     Ok(Duration::from_micros(micros.trim().parse()?))
 }
 
 /// The thread that keeps packets until their time has come.
-struct Holder {
+pub struct Holder {
     stop: Arc<AtomicBool>,
-    held: Arc<AtomicU64>,
+    /// Packets that came by.
+    pub held: Arc<AtomicU64>,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Holder {
-    fn start(least: Duration, most: Duration, rng: StdRng) -> anyhow::Result<Holder> {
+    /// Begins to hold what the rules hand over, each packet for a time between these two.
+    ///
+    /// # Errors
+    /// When the kernel has no such queue, or the harness no right to it.
+    pub fn start(least: Duration, most: Duration, rng: StdRng) -> anyhow::Result<Holder> {
         let mut queue = Queue::open().context("opening a packet queue")?;
         queue.bind(QUEUE).context("binding a packet queue")?;
         queue.set_queue_max_len(QUEUE, HELD_MAX)?;
@@ -147,7 +152,11 @@ impl Holder {
         Ok(Holder { stop, held, thread })
     }
 
-    fn stop(self) -> anyhow::Result<()> {
+    /// Lets everything go.
+    ///
+    /// # Errors
+    /// What ended the holding before.
+    pub fn stop(self) -> anyhow::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the thread that delays packets panicked"))?
     }

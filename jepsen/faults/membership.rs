@@ -21,8 +21,9 @@ use crate::judge::history::{Body, Call, Op, Outcome, Reply};
 pub const FAULTS: &[Entry] = &[
     Entry {
         name: "grow-shrink",
-        needs: Needs { members: 1, spares: 1, abilities: &[] },
-        locks: &[Lock::Members],
+        needs: Needs { members: 3, spares: CHANGED, abilities: &[] },
+        // A node that is killed while it leaves would be started again as one that joins.
+        locks: &[Lock::Members, Lock::Nodes],
         make: || Box::new(GrowShrink::default()),
     },
     Entry {
@@ -48,10 +49,10 @@ const ELECTION_TIME_MAX: Duration = Duration::from_secs(15);
 /// The most members that a cluster grows to.
 const MEMBERS_MAX: usize = 5;
 /// With what `serve` ends when starting it again would change nothing: here, that it was removed.
-const REMOVED_CODE: &str = "exit status: 7";
+pub const REMOVED_CODE: &str = "exit status: 7";
 
 /// Makes a host's node, which does not run, a voter with an empty disk.
-async fn join(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
+pub async fn join(context: &Context, host: &Host, as_learner: bool) -> anyhow::Result<()> {
     host.expect_exit(true);
     host.wipe().await?;
     let node = host.index;
@@ -105,7 +106,7 @@ async fn recorded<T>(
 }
 
 /// Removes a host's node from the cluster, whether it runs or not.
-async fn remove(context: &Context, host: &Host) -> anyhow::Result<()> {
+pub async fn remove(context: &Context, host: &Host) -> anyhow::Result<()> {
     let node = host.index;
     let change = async {
         operator::remove(context, host, CHANGE_TIME_MAX).await?;
@@ -136,10 +137,43 @@ async fn leave(context: &Context, host: &Host) -> anyhow::Result<String> {
     ended.with_context(|| format!("{} was removed and goes on", host.name))
 }
 
-/// Grows by what there is in spare hosts, up to five members, and shrinks back.
+/// Grows by two to at most five members, and shrinks back; where there are five already, the other way round.
 #[derive(Default)]
 struct GrowShrink {
     added: Vec<usize>,
+    removed: Vec<usize>,
+}
+
+/// Hosts that come or go.
+const CHANGED: usize = 2;
+
+impl GrowShrink {
+    async fn grow(
+        &mut self,
+        context: &Context,
+        spares: &[usize],
+        rng: &mut StdRng,
+    ) -> anyhow::Result<String> {
+        let mut how = Vec::new();
+        for spare in spares {
+            let host = &context.hosts.hosts[*spare];
+            let as_learner = rng.random_bool(0.5);
+            self.added.push(*spare);
+            join(context, host, as_learner).await.with_context(|| format!("{} joins", host.name))?;
+            how.push(if as_learner { "by promotion" } else { "at once" });
+        }
+        Ok(format!("{} voted {}", names(context, &self.added), how.join(" and ")))
+    }
+
+    async fn shrink(&mut self, context: &Context, leaving: &[usize]) -> anyhow::Result<String> {
+        for member in leaving {
+            let host = &context.hosts.hosts[*member];
+            self.removed.push(*member);
+            let end = leave(context, host).await?;
+            ensure!(end == REMOVED_CODE, "{} was removed and ended with {end}", host.name);
+        }
+        Ok(format!("{} were removed and ended by themselves", names(context, &self.removed)))
+    }
 }
 
 impl Fault for GrowShrink {
@@ -149,23 +183,20 @@ impl Fault for GrowShrink {
 
     fn inject<'a>(&'a mut self, context: &'a Arc<Context>, rng: &'a mut StdRng) -> Deed<'a, String> {
         Box::pin(async move {
-            let before = context.hosts.members();
+            let mut before = context.hosts.members();
+            before.shuffle(rng);
             let mut spares: Vec<usize> =
                 (0..context.hosts.hosts.len()).filter(|index| !before.contains(index)).collect();
             spares.shuffle(rng);
-            spares.truncate(MEMBERS_MAX.saturating_sub(before.len()));
-            ensure!(!spares.is_empty(), "no host is spare");
-            let mut how = Vec::new();
-            for spare in spares {
-                let host = &context.hosts.hosts[spare];
-                let as_learner = rng.random_bool(0.5);
-                self.added.push(spare);
-                join(context, host, as_learner).await.with_context(|| format!("{} joins", host.name))?;
-                how.push(if as_learner { "by promotion" } else { "at once" });
-            }
-            let (from, to) = (before.len(), context.hosts.members().len());
-            let added = names(context, &self.added);
-            Ok(format!("{from} members became {to}: {added} voted {}", how.join(" and ")))
+            spares.truncate(CHANGED.min(MEMBERS_MAX.saturating_sub(before.len())));
+            let how = if spares.is_empty() {
+                ensure!(before.len() > CHANGED, "there is no spare host, and nobody can be spared");
+                self.shrink(context, &before[..CHANGED]).await?
+            } else {
+                self.grow(context, &spares, rng).await?
+            };
+            let after = context.hosts.members().len();
+            Ok(format!("{} members became {after}: {how}", before.len()))
         })
     }
 
@@ -179,6 +210,9 @@ impl Fault for GrowShrink {
                 host.expect_exit(false);
                 let end = left?;
                 ensure!(end == REMOVED_CODE, "{} was removed and ended with {end}", host.name);
+            }
+            while let Some(member) = self.removed.pop() {
+                rejoin(context, Some(member)).await?;
             }
             Ok(())
         })

@@ -6,16 +6,18 @@
 pub mod catalogue;
 pub mod check;
 pub mod clock;
-mod delay;
+mod damage;
+pub mod delay;
 mod disk;
 mod maintenance;
 mod membership;
-mod network;
+pub mod network;
 mod operator;
 mod partition;
 mod power;
 mod process;
 mod whom;
+mod wiped;
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -38,13 +38,13 @@ pub const FAULTS: &[Entry] = &[
     },
 ];
 
-/// Runs a command inside a host's network namespace.
+/// Runs a command inside the network namespace of this name, which for a host is its own.
 ///
 /// # Errors
 /// When it fails there.
-pub async fn inside(host: &Host, words: &[&str]) -> anyhow::Result<String> {
+pub async fn inside(namespace: &str, words: &[&str]) -> anyhow::Result<String> {
     // Not `ip netns exec`, which makes mounts of its own that hold every host's disk while it lasts.
-    let namespace = format!("--net=/run/netns/{}", host.name);
+    let namespace = format!("--net=/run/netns/{namespace}");
     let mut all = vec![namespace.as_str()];
     all.extend(words);
     command::run("nsenter", &all).await
@@ -113,7 +113,7 @@ impl Fault for Loss {
             .await?;
             within(Duration::from_secs(5), || async {
                 // The members' own traffic is enough, unless nobody runs.
-                let (first, second) = (&context.hosts.hosts[members[0]], &ips[1]);
+                let (first, second) = (&context.hosts.hosts[members[0]].name, &ips[1]);
                 let script = format!("for i in {{1..50}}; do echo > /dev/udp/{second}/9; done; true");
                 inside(first, &["bash", "-c", &script]).await?;
                 let (seen, lost) = (counter(LOSS_TABLE, "seen").await?, counter(LOSS_TABLE, "lost").await?);
@@ -150,7 +150,7 @@ impl Fault for Bandwidth {
             let bucket = format!("root tbf rate {kilobits}kbit burst 16kb latency 400ms");
             command::line(&format!("tc qdisc add dev {} {bucket}", port(host))).await?;
             let words = format!("tc qdisc add dev eth0 {bucket}");
-            inside(host, &words.split(' ').collect::<Vec<_>>()).await?;
+            inside(&host.name, &words.split(' ').collect::<Vec<_>>()).await?;
             within(Duration::from_secs(5), || async {
                 // More than the bucket holds, towards somebody else.
                 let other = members.iter().find(|index| **index != victim).context("it is alone")?;
@@ -158,8 +158,8 @@ impl Fault for Bandwidth {
                 let script = format!(
                     "p=$(printf '%01000d' 0); for i in {{1..40}}; do echo $p > /dev/udp/{ip}/9; done; true"
                 );
-                inside(host, &["bash", "-c", &script]).await?;
-                let shown = inside(host, &["tc", "-s", "-j", "qdisc", "show", "dev", "eth0"]).await?;
+                inside(&host.name, &["bash", "-c", &script]).await?;
+                let shown = inside(&host.name, &["tc", "-s", "-j", "qdisc", "show", "dev", "eth0"]).await?;
                 let shown: serde_json::Value = serde_json::from_str(&shown)?;
                 let waited = shown[0]["overlimits"].as_u64().unwrap_or(0);
                 ensure!(shown[0]["kind"] == "tbf" && waited > 0, "no packet had to wait: {shown}");
@@ -174,7 +174,7 @@ impl Fault for Bandwidth {
             let Some(victim) = self.victim.take() else { return Ok(()) };
             let host = &context.hosts.hosts[victim];
             let outside = command::line(&format!("tc qdisc del dev {} root", port(host))).await;
-            inside(host, &["tc", "qdisc", "del", "dev", "eth0", "root"]).await?;
+            inside(&host.name, &["tc", "qdisc", "del", "dev", "eth0", "root"]).await?;
             outside.map(drop)
         })
     }
@@ -200,7 +200,7 @@ impl Fault for CutConnections {
                 // Its exit code tells of sockets that were gone already; what it printed was cut.
                 let script = "ss -K -H -t state established 2>/dev/null; true";
                 let host = &context.hosts.hosts[*victim];
-                cut += inside(host, &["bash", "-c", script]).await?.lines().count();
+                cut += inside(&host.name, &["bash", "-c", script]).await?.lines().count();
             }
             ensure!(cut > 0, "{} had no connection to cut", names(context, &victims));
             Ok(format!("{cut} connections of {}", names(context, &victims)))

@@ -75,7 +75,7 @@ impl Shape {
             _ if count == 2 => apart(&hosts[..1], others),
             Shape::LeaderMajority => apart(&hosts[..majority], &hosts[majority..]),
             // Which side the leader is on follows from the last of the drawn order.
-            Shape::Halves if hosts[count - 1] % 2 == 0 => apart(&hosts[..count / 2], &hosts[count / 2..]),
+            Shape::Halves if hosts[count - 1].is_multiple_of(2) => apart(&hosts[..count / 2], &hosts[count / 2..]),
             Shape::Halves => apart(&hosts[..count - count / 2], &hosts[count - count / 2..]),
             Shape::Ring if count == 3 => apart(&hosts[..1], &hosts[1..2]),
             Shape::Ring => ring(hosts, majority),
@@ -88,7 +88,7 @@ impl Shape {
 }
 
 /// Both ways between two sides.
-fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
+pub fn apart(left: &[usize], right: &[usize]) -> BTreeSet<(usize, usize)> {
     let pairs = left.iter().flat_map(|a| right.iter().map(move |b| (*a, *b)));
     pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
 }
@@ -232,7 +232,7 @@ async fn send_datagrams(context: &Context, ways: &BTreeSet<(usize, usize)>) -> a
     }
     for (from, to) in targets {
         let script = format!("for ip in {}; do echo > /dev/udp/$ip/9; done; true", to.join(" "));
-        inside(&context.hosts.hosts[from], &["bash", "-c", &script]).await?;
+        inside(&context.hosts.hosts[from].name, &["bash", "-c", &script]).await?;
     }
     Ok(())
 }

@@ -81,6 +81,14 @@ impl Fault for WipedMember {
                     ensure!(end == REMOVED_CODE, "{} was wiped, and ended with {end}", host.name);
                     Ok(format!("{} was wiped and would not start beside {late}: {end}", host.name))
                 }
+                // One that had joined asks to be let in again, under another id: that is no vote of the old one's.
+                Err(_) if host.status().await.is_err() => {
+                    Ok(format!("{} was wiped, and waits outside beside {late}", host.name))
+                }
+                // One that once joined asks to be let in for longer than this, and serves nobody meanwhile.
+                Err(_) if host.status().await.is_err() => {
+                    Ok(format!("{} was wiped and waits beside {late} to be let in", host.name))
+                }
                 Err(_) => {
                     let complaint = format!("{} was wiped and takes part as if it had not been", host.name);
                     context.hosts.complain(complaint.clone());

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use tokio::time::Instant;
 
 use super::command::{self, word};
 
@@ -21,6 +22,8 @@ const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
 const NO_LOG_FLUSH: u32 = 2;
 /// How long one step on a disk may take.
 const STEP_TIME_MAX: Duration = Duration::from_secs(10);
+/// Between two attempts to unmount a disk that is busy.
+const BUSY_INTERVAL: Duration = Duration::from_millis(20);
 
 const SYNCED: &str = ".synced";
 const UNSYNCED: &str = ".unsynced";
@@ -62,8 +65,18 @@ impl Disk {
         command::run("mount", &words).await.map(drop)
     }
 
+    /// A process that is just being started holds copies of its parent's files for a moment, so a disk may be busy
+    /// a little longer than anybody uses it.
     async fn detach(&self) -> anyhow::Result<()> {
-        command::run("umount", &[word(&self.mount)?]).await.map(drop)
+        let deadline = Instant::now() + STEP_TIME_MAX;
+        loop {
+            match command::run("umount", &[word(&self.mount)?]).await {
+                Err(error) if Instant::now() < deadline && error.to_string().contains("busy") => {
+                    tokio::time::sleep(BUSY_INTERVAL).await;
+                }
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// An empty disk instead of this one, which nobody may use.

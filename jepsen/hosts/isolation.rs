@@ -15,13 +15,15 @@
 use std::ffi::OsString;
 use std::future::pending;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,6 +37,8 @@ const ROLE: &str = "MAINSTAY_JEPSEN_ROLE";
 const RUN: &str = "MAINSTAY_JEPSEN_RUN";
 /// Where everything of the run is that is a file: a tmpfs that only the run sees.
 pub const ROOT: &str = "/run/mainstay";
+/// A socket that tells the keeper whether the process inside lives.
+const ALIVE: &str = "/run/mainstay/alive";
 /// How long a run that was asked to stop may take before it is ended.
 const STOP_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long the end of the last process and mount may take.
@@ -55,6 +59,8 @@ pub struct Inside {
     /// Cancelled when the user asked to stop. A run that has not ended a minute
     /// later, or is asked a second time, is ended from outside.
     pub stop: CancellationToken,
+    /// Held until the end.
+    _alive: UnixStream,
 }
 
 /// Starts this program again inside namespaces of its own and waits for its
@@ -146,13 +152,28 @@ async fn keeper() -> anyhow::Result<u8> {
     command::line("mount -t tmpfs -o mode=755 mainstay-jepsen /run").await?;
     tokio::fs::create_dir_all(ROOT).await?;
     command::line("ip link set lo up").await?;
+    let alive = UnixListener::bind(ALIVE)?;
     let before =
         ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--pid", "--fork", "--kill-child=KILL", "--"];
     let mut inside = again(&before, "inside", &run)?.spawn().context("setpriv cannot be started")?;
-    let status = watch_over(&mut inside).await;
+    let status = tokio::select! {
+        status = watch_over(&mut inside) => status,
+        // The process inside is ending, and cannot while a process waits for a frozen disk.
+        () = ended_inside(alive) => {
+            release(&run).await;
+            inside.wait().await.map_err(Into::into)
+        }
+    };
     let _ = inside.start_kill();
     sweep(&run).await;
     Ok(exit_code(status?))
+}
+
+/// Waits until nobody holds the other end of the line that the process inside opened: it closes its files
+/// before it waits for the rest of its namespace to end.
+async fn ended_inside(alive: UnixListener) {
+    let Ok((mut line, _)) = alive.accept().await else { return pending().await };
+    let _ = line.read(&mut [0]).await;
 }
 
 /// Waits for the end inside, and brings it about when the outer process is gone or it takes too long.
@@ -184,25 +205,32 @@ async fn watch_over(inside: &mut Child) -> anyhow::Result<ExitStatus> {
     }
 }
 
+/// The disks of the run.
+fn disks() -> Vec<PathBuf> {
+    let hosts = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
+    hosts.map(|host| host.path().join("disk")).filter(|disk| is_mount(disk)).collect()
+}
+
+/// Ends whatever makes processes wait for a disk: they could not even be killed.
+async fn release(run: &str) {
+    cgroup::lift(run);
+    for disk in disks() {
+        // Fails for those that are not frozen. A frozen one would hold its processes, and stay for ever.
+        let _ = command::run("fsfreeze", &["-u".as_ref(), disk.as_os_str()]).await;
+    }
+}
+
 /// Removes what does not go with the namespaces, and waits until what does has
 /// gone: a filesystem can be unmounted once no process has it open.
 async fn sweep(run: &str) {
-    cgroup::lift(run);
-    let mut disks: Vec<_> = std::fs::read_dir(ROOT)
-        .map(|entries| entries.flatten().map(|entry| entry.path().join("disk")).collect())
-        .unwrap_or_default();
-    disks.retain(|disk: &std::path::PathBuf| disk.is_dir());
-    for disk in &disks {
-        // Fails for all that are not frozen. A frozen one would hold its processes, and stay for ever.
-        let _ = command::run("fsfreeze", &["-u".as_ref(), disk.as_os_str()]).await;
-    }
+    release(run).await;
     let deadline = tokio::time::Instant::now() + SWEEP_TIME_MAX;
     loop {
-        disks.retain(|disk| is_mount(disk));
-        for disk in &disks {
+        let left = disks();
+        for disk in &left {
             let _ = command::run("umount", &["--no-mtab".as_ref(), disk.as_os_str()]).await;
         }
-        if (cgroup::remove(run) && disks.is_empty()) || tokio::time::Instant::now() > deadline {
+        if (cgroup::remove(run) && left.is_empty()) || tokio::time::Instant::now() > deadline {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -212,7 +240,7 @@ async fn sweep(run: &str) {
 /// Whether something is mounted at a directory: it is on another device than its parent.
 fn is_mount(at: &Path) -> bool {
     let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev).ok();
-    device(at) != at.parent().and_then(device)
+    device(at).is_some() && device(at) != at.parent().and_then(device)
 }
 
 fn inside() -> anyhow::Result<Inside> {
@@ -228,5 +256,6 @@ fn inside() -> anyhow::Result<Inside> {
             asked.cancel();
         }
     })?;
-    Ok(Inside { run, stop })
+    let alive = UnixStream::connect(ALIVE).context("the keeper does not listen")?;
+    Ok(Inside { run, stop, _alive: alive })
 }

@@ -79,7 +79,6 @@ impl Shape {
 /// All hosts of a run, in the order of their names: host 0 is `n1`.
 pub struct Hosts {
     pub hosts: Vec<Host>,
-    pub shape: Shape,
     member: Mutex<Vec<bool>>,
     complaints: Mutex<Vec<String>>,
 }
@@ -132,7 +131,7 @@ impl Hosts {
             host.disk.make().await.with_context(|| format!("the disk of {}", host.name))?;
         }
         let member = (0..count).map(|index| index < shape.members).collect();
-        Ok(Hosts { hosts, shape, member: Mutex::new(member), complaints: Mutex::default() })
+        Ok(Hosts { hosts, member: Mutex::new(member), complaints: Mutex::default() })
     }
 
     /// Starts every member's node and waits until all serve and know one leader.
@@ -248,7 +247,7 @@ impl Host {
             binary: shape.binary.clone(),
             flags,
             origin: Mutex::new(origin),
-            disk: Disk { image: root.join("image"), mount: mount.clone(), bytes: shape.disk_bytes },
+            disk: Disk { image: root.join(&shape.run), mount: mount.clone(), bytes: shape.disk_bytes },
             node,
             member_id: AtomicU64::new(0),
             name,

@@ -38,11 +38,13 @@ pub struct Candidates<'a> {
 
 /// Keys and values that a call may put.
 pub fn puts(call: &Call) -> Vec<(&str, &str)> {
-    let put = |action| match action {
-        &Action::Put { ref key, ref value, .. } => Some((key.as_str(), value.as_str())),
-        _ => None,
-    };
-    actions(call).into_iter().filter_map(put).collect()
+    let mut puts = Vec::new();
+    for action in actions(call) {
+        if let Action::Put { key, value, .. } = action {
+            puts.push((key.as_str(), value.as_str()));
+        }
+    }
+    puts
 }
 
 fn actions(call: &Call) -> Vec<&Action> {
@@ -100,8 +102,8 @@ impl<'a> Candidates<'a> {
         self.all.push(candidate);
     }
 
-    /// Who may have made these events, by a first look.
-    pub fn likely(&self, events: &[Event]) -> Vec<usize> {
+    /// Who may have made these events of a store, by a first look.
+    pub fn likely(&self, store: &Store, events: &[Event]) -> Vec<usize> {
         let Some(first) = events.first() else { return Vec::new() };
         let key = first.kv.key.as_str();
         let mut found: Vec<usize> = Vec::new();
@@ -110,13 +112,14 @@ impl<'a> Candidates<'a> {
                 found.extend(self.puts.get(&(key, first.kv.value.as_str())).into_iter().flatten())
             }
             EventKind::Delete => {
+                let lease = store.get(key).map_or(0, |kv| kv.lease);
+                found.extend(self.revokes.get(&lease).into_iter().flatten());
                 found.extend(self.deletes.get(key).into_iter().flatten());
                 found.extend(
                     self.spans.iter().filter(|(span, _)| span.contains(key)).map(|(_, number)| number),
                 );
             }
         }
-        found.extend(self.revokes.values().flatten().filter(|_| first.kind == EventKind::Delete));
         if let Some((name, _)) = key.rsplit_once('/') {
             found.extend(self.locks.get(name).into_iter().flatten());
         }
@@ -160,31 +163,28 @@ fn explains_lock(name: &str, lease: i64, is_answered: bool, told: &[Event]) -> b
     }
 }
 
-/// Gives each item one of its choices so that no choice is given twice and as many items as possible have
-/// one (augmenting paths, Kuhn's algorithm).
-pub fn assign(items: &[&[usize]], choices: usize) -> Vec<Option<usize>> {
-    fn give(
-        item: usize,
-        items: &[&[usize]],
-        owner: &mut [Option<usize>],
-        tried: &mut [usize],
-        round: usize,
-    ) -> bool {
-        for choice in items[item] {
-            if tried[*choice] == round {
-                continue;
-            }
-            tried[*choice] = round;
-            if owner[*choice].is_none_or(|other| give(other, items, owner, tried, round)) {
-                owner[*choice] = Some(item);
-                return true;
-            }
-        }
-        false
+/// Gives each item one of its choices so that no choice is given twice, as many of the choices in `must` as
+/// possible are given, and then as many items as possible have one (augmenting paths, Kuhn's algorithm, first
+/// from the choices and then from the items: what has a partner keeps having one).
+pub fn assign(items: &[&[usize]], choices: usize, must: &[usize]) -> Vec<Option<usize>> {
+    let mut wanted_by: Vec<Vec<usize>> = vec![Vec::new(); choices];
+    for (item, wanted) in items.iter().enumerate() {
+        wanted.iter().for_each(|choice| wanted_by[*choice].push(item));
+    }
+    let wanted_by: Vec<&[usize]> = wanted_by.iter().map(|items| &items[..]).collect();
+    let mut chosen = vec![None; items.len()];
+    let mut tried = vec![usize::MAX; items.len()];
+    for choice in must {
+        give(*choice, &wanted_by, &mut chosen, &mut tried, *choice);
     }
     let mut owner = vec![None; choices];
+    for (item, choice) in chosen.iter().enumerate() {
+        if let Some(choice) = choice {
+            owner[*choice] = Some(item);
+        }
+    }
     let mut tried = vec![usize::MAX; choices];
-    for item in 0..items.len() {
+    for item in (0..items.len()).filter(|item| chosen[*item].is_none()) {
         give(item, items, &mut owner, &mut tried, item);
     }
     let mut chosen = vec![None; items.len()];
@@ -196,14 +196,43 @@ pub fn assign(items: &[&[usize]], choices: usize) -> Vec<Option<usize>> {
     chosen
 }
 
+/// Finds `one` a partner among its `edges`, moving others to other partners where that makes room.
+fn give(
+    one: usize,
+    edges: &[&[usize]],
+    owner: &mut [Option<usize>],
+    tried: &mut [usize],
+    round: usize,
+) -> bool {
+    for partner in edges[one] {
+        if tried[*partner] == round {
+            continue;
+        }
+        tried[*partner] = round;
+        if owner[*partner].is_none_or(|other| give(other, edges, owner, tried, round)) {
+            owner[*partner] = Some(one);
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn as_many_items_as_possible_get_a_choice_of_their_own() {
-        assert_eq!(assign(&[&[0, 1], &[0]], 2), [Some(1), Some(0)]);
-        assert_eq!(assign(&[&[0], &[0], &[]], 1), [Some(0), None, None]);
-        assert_eq!(assign(&[&[0, 1], &[0, 2], &[0]], 3), [Some(1), Some(2), Some(0)]);
+        assert_eq!(assign(&[&[0, 1], &[0]], 2, &[]), [Some(1), Some(0)]);
+        assert_eq!(assign(&[&[0], &[0], &[]], 1, &[]), [Some(0), None, None]);
+        assert_eq!(assign(&[&[0, 1], &[0, 2], &[0]], 3, &[]), [Some(1), Some(2), Some(0)]);
+    }
+
+    #[test]
+    fn a_choice_that_must_be_given_comes_before_one_that_may() {
+        assert_eq!(assign(&[&[0, 1]], 2, &[1]), [Some(1)]);
+        assert_eq!(assign(&[&[0, 1], &[1, 2]], 3, &[0, 2]), [Some(0), Some(2)]);
+        assert_eq!(assign(&[&[0, 1], &[1]], 2, &[0]), [Some(0), Some(1)], "and no item goes without");
+        assert_eq!(assign(&[&[0, 1]], 2, &[0, 1]).len(), 1, "more musts than items");
     }
 }

@@ -65,3 +65,40 @@ pub fn done(history: &History) -> Vec<Done<'_>> {
     calls.sort_by_key(|call| call.invoked_ns);
     calls
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::simulator::{Script, put};
+
+    #[test]
+    fn attempts_with_one_id_are_one_call_from_the_first_to_the_first_answer() {
+        let mut script = Script::new("test");
+        script.unknown(0, 10, 20, put("a", "1"), true);
+        script.call(1, 15, 40, put("b", "2"));
+        script.record(2, 30, 35, put("a", "1"), Outcome::Failed("refused".into()));
+        script.call(3, 50, 90, put("a", "1"));
+        script.call(4, 55, 60, put("a", "1"));
+        for index in [0, 2, 3, 4] {
+            script.ops[index].request_id = Some("7/1".into());
+        }
+        let history = History { ops: script.ops, ..History::default() };
+        let calls = done(&history);
+        let told: Vec<_> = calls.iter().map(|call| (call.index, call.invoked_ns, call.returned_ns)).collect();
+        assert_eq!(told, [(4, 10, Some(60)), (1, 15, Some(40))]);
+        // A retry's header is of its own time, so it does not say which revision the write made.
+        assert_eq!((calls[0].revision(), calls[1].revision()), (None, Some(3)));
+    }
+
+    #[test]
+    fn what_was_never_answered_may_still_happen_and_what_failed_did_not() {
+        let mut script = Script::new("test");
+        script.unknown(0, 10, 20, put("a", "1"), false);
+        script.record(1, 30, 40, put("a", "2"), Outcome::Failed("refused".into()));
+        let history = History { ops: script.ops, ..History::default() };
+        assert_eq!(
+            done(&history).iter().map(|call| (call.index, call.returned_ns)).collect::<Vec<_>>(),
+            [(0, None)]
+        );
+    }
+}

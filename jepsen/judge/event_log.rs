@@ -126,3 +126,61 @@ pub fn same_event(one: &Event, other: &Event) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::history::{Call, Span, Txn};
+    use crate::judge::simulator::{Script, put, putting};
+
+    /// Revisions 2 to 5, the last one with two events, told by two streams of which the second begins at `from`.
+    fn two_streams(from: Revision, change: impl FnOnce(&mut WatchStream)) -> EventLog {
+        let mut script = Script::new("test");
+        for value in ["1", "2", "3"] {
+            script.call(0, 1, 2, put("a", value));
+        }
+        let both = vec![putting("a", "4"), putting("b", "5")];
+        script.call(0, 1, 2, Call::Txn(Txn { success: both, ..Txn::default() }));
+        let everything = Span { key: "\0".to_owned(), end: Some("\0".to_owned()) };
+        let mut first = script.watch(FULL_HISTORY, everything.clone(), 1);
+        first.items.truncate(3);
+        let mut second = script.watch(FULL_HISTORY, everything, from);
+        second.opened_ns = 9;
+        change(&mut second);
+        EventLog::of(&History { watches: vec![second, first], ..History::default() })
+    }
+
+    #[test]
+    fn streams_that_follow_on_each_other_make_one_log() {
+        for from in [4, 3, 1] {
+            let log = two_streams(from, |_| {});
+            assert_eq!(
+                (log.reached, log.revisions.len(), log.contradictions.len()),
+                (5, 4, 0),
+                "from {from}"
+            );
+            assert_eq!(log.store().get("a").map(|kv| kv.version), Some(4));
+        }
+    }
+
+    #[test]
+    fn a_gap_and_two_tellings_of_one_revision_are_contradictions() {
+        assert_eq!(two_streams(5, |_| {}).contradictions.len(), 1);
+        let other = two_streams(3, |stream| {
+            let WatchBody::Events { events, .. } = &mut stream.items[1].body else { panic!("events") };
+            events[0].kv.value = "x".into();
+        });
+        assert_eq!(other.contradictions.len(), 1);
+    }
+
+    #[test]
+    fn a_revision_that_was_half_told_does_not_count() {
+        let log = two_streams(4, |stream| {
+            stream.items.truncate(3);
+            let WatchBody::Events { events, fragment } = &mut stream.items[2].body else { panic!("events") };
+            events.truncate(1);
+            *fragment = true;
+        });
+        assert_eq!((log.reached, log.revisions.len(), log.contradictions.len()), (4, 3, 0));
+    }
+}

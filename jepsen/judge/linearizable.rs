@@ -20,7 +20,7 @@ use super::describe;
 use super::history::{Action, ActionReply, Body, Call, Compare, History, Kv, Operand, Relation, Txn};
 use super::random::Random;
 use super::simulator;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const CLAIM: &str = "every key is a linearizable register";
 
@@ -50,12 +50,8 @@ pub fn check(history: &History, workload: &str) -> Vec<Verdict> {
             )),
         }
     }
-    let outcome = match (findings.is_empty(), undecided.is_empty()) {
-        (false, _) => Held::No(describe::some(findings)),
-        (true, false) => Held::Undecided(describe::some(undecided).join("; ")),
-        (true, true) => Held::Yes,
-    };
-    vec![Verdict { claim: CLAIM, checked, outcome }]
+    let doubt = (!undecided.is_empty()).then(|| describe::some(undecided).join("; "));
+    vec![Verdict::unless(CLAIM, checked, describe::some(findings), doubt)]
 }
 
 /// Generates `calls` valid calls, 200 a key, judges them and returns how long judging took and the verdict.
@@ -448,6 +444,7 @@ mod tests {
     use super::*;
     use crate::judge::history::{ActionReply, Op, Outcome, Reply, Span};
     use crate::judge::simulator::{Script, cas, delete, get, put, registers};
+    use crate::judge::verdict::Held;
 
     fn judged(script: Script) -> Verdict {
         check(&script.history(), "test").remove(0)
@@ -468,7 +465,7 @@ mod tests {
         script.call(1, 30, 40, put("a", "2"));
         let read = script.call(2, 50, 60, get("a"));
         let mut stale = Script { ops: script.ops.clone(), ..Script::new("test") };
-        assert_eq!(judged(script), Verdict { claim: CLAIM, checked: 3, outcome: Held::Yes });
+        assert_eq!(judged(script), Verdict::new(CLAIM, 3, Held::Yes));
         lie(&mut stale.ops[read], Some("1"));
         let Held::No(findings) = judged(stale).outcome else { panic!("a stale read passed") };
         assert!(findings[0].contains("#2 (process 2"), "{findings:?}");

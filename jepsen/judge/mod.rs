@@ -9,6 +9,7 @@ pub mod verdict;
 
 mod attribution;
 mod calls;
+mod cycles;
 mod describe;
 mod event_log;
 mod model;
@@ -21,6 +22,7 @@ pub mod convergence;
 pub mod lease;
 pub mod linearizable;
 pub mod lock;
+pub mod member_lists;
 pub mod membership;
 pub mod request_ids;
 pub mod revision_order;

@@ -79,6 +79,16 @@ impl Store {
         Some(Executed { body, events: work.events })
     }
 
+    /// What a range would have been answered at `at`; nothing for other calls and for the future.
+    pub fn execute_at(&self, call: &Call, at: Revision) -> Option<Body> {
+        let Call::Single { action: Action::Range { span, revision, limit }, .. } = call else { return None };
+        if *revision > at || at > self.revision {
+            return None;
+        }
+        let work = Work { store: self, own: BTreeMap::new(), events: Vec::new() };
+        Some(Body::Single(work.range(span, if *revision == 0 { at } else { *revision }, *limit)))
+    }
+
     /// Makes `revision` the newest, with these changes.
     pub fn commit(&mut self, revision: Revision, events: &[Event]) {
         self.revision = revision;
@@ -138,12 +148,11 @@ impl Work<'_> {
     fn act(&mut self, action: &Action) -> ActionReply {
         match action {
             Action::Range { span, revision, limit } => {
-                let at = if *revision == 0 { self.store.revision } else { *revision };
-                let found = if *revision == 0 { self.live(span) } else { past(self.store, span, at) };
-                let count = found.len();
-                let kept = if *limit == 0 { count } else { count.min(*limit as usize) };
-                let kvs = found.into_iter().take(kept).map(Cow::into_owned).collect();
-                ActionReply::Range { kvs, count: count as i64, more: kept < count }
+                if *revision == 0 {
+                    limited(self.live(span), *limit)
+                } else {
+                    self.range(span, *revision, *limit)
+                }
             }
             Action::Put { key, value, lease, prev_kv } => {
                 let before = self.get(key).cloned();
@@ -167,6 +176,11 @@ impl Work<'_> {
                 ActionReply::Delete { deleted, prev: if *prev_kv { gone } else { Vec::new() } }
             }
         }
+    }
+
+    /// A range of the past.
+    fn range(&self, span: &Span, at: Revision, limit: i64) -> ActionReply {
+        limited(past(self.store, span, at), limit)
     }
 
     fn delete(&mut self, key: &str) {
@@ -199,6 +213,13 @@ impl Work<'_> {
     }
 }
 
+fn limited(found: Vec<Cow<'_, Kv>>, limit: i64) -> ActionReply {
+    let count = found.len();
+    let kept = if limit == 0 { count } else { count.min(limit as usize) };
+    let kvs = found.into_iter().take(kept).map(Cow::into_owned).collect();
+    ActionReply::Range { kvs, count: count as i64, more: kept < count }
+}
+
 fn past<'a>(store: &'a Store, span: &Span, at: Revision) -> Vec<Cow<'a, Kv>> {
     store.range_at(span, at).map(Cow::Borrowed).collect()
 }
@@ -215,5 +236,121 @@ fn bounds(span: &Span) -> (Bound<&str>, Bound<&str>) {
         Some("\0") => (Bound::Included(from), Bound::Unbounded),
         // A range that ends before it begins holds nothing, and must not make the map panic.
         Some(end) => (Bound::Included(from), Bound::Excluded(end.max(from))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, value: &str, lease: i64) -> Action {
+        Action::Put { key: key.into(), value: value.into(), lease, prev_kv: true }
+    }
+
+    fn range(span: Span, revision: Revision, limit: i64) -> Action {
+        Action::Range { span, revision, limit }
+    }
+
+    fn delete(span: Span) -> Action {
+        Action::Delete { span, prev_kv: true }
+    }
+
+    fn txn(compares: Vec<Compare>, success: Vec<Action>) -> Call {
+        Call::Txn(Txn { compares, success, failure: vec![] })
+    }
+
+    /// Does a call, and says what it was answered.
+    fn done(store: &mut Store, call: &Call) -> Body {
+        let done = store.execute(call).expect("a call on keys");
+        if !done.events.is_empty() {
+            store.commit(store.revision() + 1, &done.events);
+        }
+        done.body
+    }
+
+    fn act(store: &mut Store, action: Action) -> String {
+        done(store, &Call::Single { action, serializable: false }).to_string()
+    }
+
+    #[test]
+    fn a_key_counts_its_versions_from_its_creation() {
+        let mut store = Store::default();
+        assert_eq!(act(&mut store, put("a", "1", 0)), "put");
+        assert_eq!(act(&mut store, put("a", "2", 0)), "put over a=\"1\" (mod 2, create 2, version 1)");
+        let both = "[a=\"2\" (mod 3, create 2, version 2)]";
+        assert_eq!(act(&mut store, range(Span::key("a"), 0, 0)), format!("{both} of 1"));
+        assert_eq!(act(&mut store, delete(Span::key("a"))), format!("deleted 1 {both}"));
+        assert_eq!(act(&mut store, delete(Span::key("a"))), "deleted 0 []");
+        act(&mut store, put("a", "3", 0));
+        let again = "[a=\"3\" (mod 5, create 5, version 1)] of 1";
+        assert_eq!(act(&mut store, range(Span::key("a"), 0, 0)), again);
+        assert_eq!(act(&mut store, range(Span::key("a"), 3, 0)), format!("{both} of 1"));
+        assert_eq!(act(&mut store, range(Span::key("a"), 4, 0)), "[] of 0");
+        assert_eq!(store.revision(), 5);
+    }
+
+    #[test]
+    fn a_limited_range_counts_everything_and_says_that_there_is_more() {
+        let mut store = Store::default();
+        let all = ["a", "b", "c", "d"].map(|key| put(key, "", 0)).to_vec();
+        done(&mut store, &txn(vec![], all));
+        assert_eq!(store.revision(), 2);
+        let to = |end: &str| Span { key: "b".into(), end: Some(end.into()) };
+        for (span, limit, found) in [
+            (to("d"), 0, "2 of 2"),
+            (to("\0"), 0, "3 of 3"),
+            (to("\0"), 2, "2 of 3 and more"),
+            (to("a"), 0, "0 of 0"),
+        ] {
+            let told = act(&mut store, range(span, 0, limit));
+            let (kvs, count) = told.split_once("] of ").expect("a range");
+            assert_eq!(format!("{} of {count}", kvs.matches('=').count()), found);
+        }
+    }
+
+    #[test]
+    fn a_transaction_sees_what_it_has_done_itself_and_makes_one_revision() {
+        let mut store = Store::default();
+        act(&mut store, put("a", "1", 0));
+        let steps = vec![put("b", "2", 0), delete(Span::key("a")), range(Span::prefix("\0"), 0, 0)];
+        let all = Span { key: "a".into(), end: Some("z".into()) };
+        let steps = [steps, vec![range(all, 0, 0)]].concat();
+        let Body::Txn { succeeded: true, replies } = done(&mut store, &txn(vec![], steps)) else { panic!() };
+        assert_eq!(replies[3].to_string(), "[b=\"2\" (mod 3, create 3, version 1)] of 1");
+        assert_eq!((store.revision(), store.get("a")), (3, None));
+    }
+
+    #[test]
+    fn comparisons_of_a_key_that_is_not_there_see_zeros_and_no_value() {
+        let mut store = Store::default();
+        act(&mut store, put("a", "1", 7));
+        let holds =
+            |key: &str, relation, operand| store.holds(&Compare { key: key.into(), relation, operand });
+        use Relation::{Equal, Greater, Less, NotEqual};
+        assert!(holds("x", Equal, Operand::Version(0)) && holds("x", Less, Operand::ModRevision(1)));
+        assert!(holds("x", Equal, Operand::CreateRevision(0)) && holds("x", Equal, Operand::Lease(0)));
+        for relation in [Equal, NotEqual, Greater, Less] {
+            assert!(!holds("x", relation, Operand::Value("1".into())));
+        }
+        assert!(
+            holds("a", Equal, Operand::Value("1".into())) && holds("a", Greater, Operand::Value("0".into()))
+        );
+        assert!(holds("a", Equal, Operand::Lease(7)) && holds("a", NotEqual, Operand::Version(2)));
+    }
+
+    #[test]
+    fn a_lease_takes_the_keys_that_are_on_it_now() {
+        let mut store = Store::default();
+        for (key, lease) in [("a", 7), ("b", 7), ("c", 8), ("a", 8), ("d", 7)] {
+            act(&mut store, put(key, "", lease));
+        }
+        act(&mut store, delete(Span::key("d")));
+        assert_eq!(store.lease_keys(7).collect::<Vec<_>>(), ["b"]);
+        done(&mut store, &Call::LeaseRevoke { id: 8 });
+        let left = act(&mut store, range(Span { key: "a".into(), end: Some("\0".into()) }, 0, 0));
+        assert_eq!(left, "[b=\"\" (mod 3, create 3, version 1, lease 7)] of 1");
+        assert_eq!((store.revision(), store.lease_keys(8).count()), (8, 0));
+        done(&mut store, &Call::LeaseRevoke { id: 8 });
+        assert_eq!(store.revision(), 8, "nothing was left to change");
     }
 }

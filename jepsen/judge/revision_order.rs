@@ -17,7 +17,7 @@ use super::describe;
 use super::event_log::{self, EventLog};
 use super::history::{Action, ActionReply, Body, Call, Event, EventKind, History, Outcome, Revision};
 use super::model::Store;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 const UNIQUE: &str = "every write has a revision of its own";
 const TIME: &str = "revisions keep to the order of time";
@@ -27,11 +27,21 @@ const MADE: &str = "every revision was made by a call or by a lease that ran out
 /// Who made a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// The call at this place of the history.
-    Call(usize),
+    /// The call at this place of the history; of several attempts the one that was answered first, with
+    /// the invocation of the first of all.
+    Call {
+        index: usize,
+        invoked_ns: u64,
+    },
     /// The end of this lease.
     Expiry(i64),
     Nobody,
+}
+
+impl Maker {
+    fn by(call: &Done<'_>) -> Maker {
+        Maker::Call { index: call.index, invoked_ns: call.invoked_ns }
+    }
 }
 
 /// The order, with what contradicts it.
@@ -59,15 +69,11 @@ pub fn check(history: &History) -> Vec<Verdict> {
         (order.log.reached <= 1 && order.writes > 0)
             .then(|| "the watch of everything is not in the history".into())
     });
-    let watched = |claim, checked, findings: Vec<String>| match &beyond {
-        Some(why) if findings.is_empty() => Verdict { claim, checked, outcome: Held::Undecided(why.clone()) },
-        _ => Verdict::from_findings(claim, checked, describe::some(findings)),
-    };
     vec![
         Verdict::from_findings(UNIQUE, order.writes, describe::some(order.unique)),
         Verdict::from_findings(TIME, order.timed, describe::some(order.time)),
-        watched(REPLAY, order.replayed, order.replay),
-        watched(MADE, order.makers.len(), order.made),
+        Verdict::unless(REPLAY, order.replayed, describe::some(order.replay), beyond.clone()),
+        Verdict::unless(MADE, order.makers.len(), describe::some(order.made), beyond),
     ]
 }
 
@@ -232,7 +238,7 @@ impl Replay<'_> {
             self.order.store.commit(revision, &told);
             return;
         };
-        self.order.makers.insert(revision, Maker::Call(first.index));
+        self.order.makers.insert(revision, Maker::by(first));
         let done = self.order.store.execute(&first.op.call).expect("only calls that touch keys change them");
         self.answer(first, &done.body);
         match &told {
@@ -296,31 +302,38 @@ impl Replay<'_> {
     /// Notes who may have made a revision that no answer claims.
     fn unclaimed(&mut self, revision: Revision, told: &[Event]) {
         let store = &self.order.store;
-        let mut open = Open { revision, candidates: Vec::new(), lease: expired(store, told), late: None };
-        for number in self.candidates.likely(told) {
-            let candidate = self.candidates.get(number);
-            if !candidate.explains(&self.calls[candidate.place], store, told) {
-                continue;
-            }
-            if candidate.after < revision && revision <= candidate.until {
-                open.candidates.push(number);
-            } else {
-                open.late = Some(self.calls[candidate.place].index);
-            }
-        }
+        let (mut candidates, lease) = (self.candidates.likely(store, told), expired(store, told));
+        let explains = |number: &usize| {
+            let candidate = self.candidates.get(*number);
+            candidate.explains(&self.calls[candidate.place], store, told)
+        };
+        let in_time = |number: &usize| {
+            let candidate = self.candidates.get(*number);
+            candidate.after < revision && revision <= candidate.until
+        };
+        let others: Vec<usize> = candidates.extract_if(.., |number| !in_time(number)).collect();
+        candidates.retain(explains);
+        let is_explained = lease.is_some() || !candidates.is_empty();
+        let late = others.into_iter().find(|number| !is_explained && explains(number));
+        let late = late.map(|number| self.calls[self.candidates.get(number).place].index);
+        let open = Open { revision, candidates, lease, late };
         self.open.push(open);
     }
 
     /// Gives each open revision a maker of its own, as far as there are enough.
     fn attribute(mut self) -> Order {
+        // Revisions that only a call can have made choose before those that a lease's end explains, too.
+        self.open.sort_by_key(|open| open.lease.is_some());
         let choices: Vec<&[usize]> = self.open.iter().map(|open| &open.candidates[..]).collect();
-        let chosen = attribution::assign(&choices, self.candidates.len());
+        let must: Vec<usize> =
+            (0..self.candidates.len()).filter(|number| self.candidates.get(*number).must).collect();
+        let chosen = attribution::assign(&choices, self.candidates.len(), &must);
         let mut used = vec![false; self.candidates.len()];
         for (open, choice) in self.open.iter().zip(chosen) {
             let maker = match (choice, open.lease) {
                 (Some(number), _) => {
                     used[number] = true;
-                    Maker::Call(self.calls[self.candidates.get(number).place].index)
+                    Maker::by(&self.calls[self.candidates.get(number).place])
                 }
                 (None, Some(lease)) => Maker::Expiry(lease),
                 (None, None) => Maker::Nobody,
@@ -377,9 +390,10 @@ fn expired(store: &Store, told: &[Event]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::history::{Op, Reply, WatchBody};
+    use crate::judge::history::{Op, Reply, Span, WatchBody};
     use crate::judge::random::Random;
-    use crate::judge::simulator::{Script, cas, get, mixed, put, put_leased};
+    use crate::judge::simulator::{Script, cas, delete, get, mixed, put, put_leased};
+    use crate::judge::verdict::Held;
 
     fn broken(history: &History) -> Vec<&'static str> {
         check(history).iter().filter(|verdict| !verdict.held()).map(|verdict| verdict.claim).collect()
@@ -449,7 +463,7 @@ mod tests {
         script.call(1, 240, 250, get("c"));
         let history = script.history();
         assert_eq!(broken(&history), [""; 0]);
-        assert_eq!(resolve(&history).makers[&6], Maker::Call(call));
+        assert_eq!(resolve(&history).makers[&6], Maker::Call { index: call, invoked_ns: 200 });
 
         let mut failed = history.clone();
         failed.ops[call].outcome = Outcome::Failed("refused".into());
@@ -473,8 +487,19 @@ mod tests {
         let mut script = Script::new("test");
         script.call(0, 10, 20, put_leased("a", "1", 7));
         script.call(0, 30, 40, put_leased("b", "2", 7));
-        script.effect(&crate::judge::simulator::delete(crate::judge::history::Span::key("a")));
+        script.effect(&delete(Span::key("a")));
         assert_eq!(broken(&script.history()), [MADE]);
+    }
+
+    #[test]
+    fn a_deletion_in_doubt_goes_to_the_revision_that_no_lease_explains() {
+        let mut script = script();
+        script.call(0, 200, 210, put_leased("c", "9", 8));
+        script.unknown(1, 220, 230, delete(Span::prefix("c")), true);
+        script.call(0, 240, 250, put("c", "10"));
+        let all = delete(Span::prefix("c"));
+        script.effect(&all);
+        assert_eq!(broken(&script.history()), [""; 0]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub struct Verdict {
     /// How many things were looked at; a claim about nothing proves nothing.
     pub checked: usize,
     pub outcome: Held,
+    /// What else was seen; it decides nothing. Empty mostly.
+    pub note: String,
 }
 
 /// Whether a claim holds. Undecided counts as a failure.
@@ -23,7 +25,24 @@ impl Verdict {
     /// A verdict from what was found: none is good.
     pub fn from_findings(claim: &'static str, checked: usize, findings: Vec<String>) -> Verdict {
         let outcome = if findings.is_empty() { Held::Yes } else { Held::No(findings) };
-        Verdict { claim, checked, outcome }
+        Verdict::new(claim, checked, outcome)
+    }
+
+    pub fn new(claim: &'static str, checked: usize, outcome: Held) -> Verdict {
+        Verdict { claim, checked, outcome, note: String::new() }
+    }
+
+    /// A verdict from what was found, if anything; without findings it is undecided where there is a reason.
+    pub fn unless(
+        claim: &'static str,
+        checked: usize,
+        findings: Vec<String>,
+        doubt: Option<String>,
+    ) -> Verdict {
+        match doubt {
+            Some(why) if findings.is_empty() => Verdict::new(claim, checked, Held::Undecided(why)),
+            _ => Verdict::from_findings(claim, checked, findings),
+        }
     }
 
     /// Whether the claim holds.

@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::describe;
 use super::event_log::{self, EventLog};
-use super::history::{Call, Event, EventKind, FULL_HISTORY, History, Outcome, Revision, WatchBody};
+use super::history::{Call, Event, EventKind, FULL_HISTORY, History, Kv, Outcome, Revision, WatchBody};
 use super::history::{WatchItem, WatchStream};
 use super::model::Store;
-use super::verdict::{Held, Verdict};
+use super::verdict::Verdict;
 
 /// What is promised. The order is that of [`CLAIMS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,15 +96,10 @@ struct Walk<'a> {
 
 impl<'a> Judge<'a> {
     fn verdicts(self) -> Vec<Verdict> {
-        let beyond = self.beyond;
+        let mut beyond = self.beyond;
         let verdict = |(claim, found): (&'static str, Found)| {
-            let verdict = Verdict::from_findings(claim, found.checked, describe::some(found.findings));
-            match &beyond {
-                Some(why) if verdict.held() && claim == CLAIMS[Promise::Agreed as usize] => {
-                    Verdict { outcome: Held::Undecided(why.clone()), ..verdict }
-                }
-                _ => verdict,
-            }
+            let doubt = if claim == CLAIMS[Promise::Agreed as usize] { beyond.take() } else { None };
+            Verdict::unless(claim, found.checked, describe::some(found.findings), doubt)
         };
         CLAIMS.into_iter().zip(self.found).map(verdict).collect()
     }
@@ -203,16 +198,14 @@ impl<'a> Judge<'a> {
         if event.kind == EventKind::Put {
             let is_create = event.kv.create_revision == revision;
             let is_kept = is_create == before.is_none() && is_create == (event.kv.version == 1);
-            self.look(Promise::IsCreate, is_kept, || format!("{}; before it was {before:?}", told()));
+            self.look(Promise::IsCreate, is_kept, || {
+                format!("{}; before it was {}", told(), or_nothing(before))
+            });
         }
         let expected = before.filter(|_| stream.prev_kv);
         let may_be_gone = event.prev.is_none() && self.was_compacted(revision, item.at_ns);
         self.look(Promise::PrevKv, event.prev.as_ref() == expected || may_be_gone, || {
-            format!(
-                "{}; before it was {}",
-                told(),
-                expected.map_or("nothing".to_owned(), |kv| kv.to_string())
-            )
+            format!("{}; before it was {}", told(), or_nothing(expected))
         });
     }
 
@@ -284,6 +277,10 @@ fn wanted(stream: &WatchStream, event: &Event) -> bool {
     stream.span.contains(&event.kv.key) && !is_filtered
 }
 
+fn or_nothing(kv: Option<&Kv>) -> String {
+    kv.map_or("nothing".to_owned(), Kv::to_string)
+}
+
 fn name(stream: &WatchStream) -> String {
     let WatchStream { watcher, node, span, start_revision, opened_ns, .. } = stream;
     let opened = describe::seconds(*opened_ns);
@@ -293,9 +290,10 @@ fn name(stream: &WatchStream) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::history::{Kv, Span};
+    use crate::judge::history::Span;
     use crate::judge::random::Random;
     use crate::judge::simulator::{Script, delete, mixed, put};
+    use crate::judge::verdict::Held;
 
     /// Two keys put at 2 and 3, one put again at 4 and deleted at 5, a pair at 6, with a watch of all.
     fn watched() -> History {

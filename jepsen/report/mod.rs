@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::judge::history::{History, Op, Outcome};
-use crate::judge::verdict::Verdict;
+use crate::judge::verdict::{Held, Verdict};
 
 /// How many calls ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,9 @@ pub struct Report {
 
 /// Fewer acknowledged calls per driven second, for each workload, and the run was not worth running.
 const ACKNOWLEDGED_PER_SECOND_MIN: f64 = 2.0;
+/// What an objection says before a claim that was contradicted, and before a node that ended.
+pub const CONTRADICTED: &str = "does not hold: ";
+pub const NODE_ENDED: &str = "a node ended by itself: ";
 /// The least share of the faults that must have taken effect.
 const EFFECT_SHARE_MIN: f64 = 0.9;
 
@@ -96,21 +99,16 @@ impl Report {
         let mut objections: Vec<String> =
             self.harness.iter().map(|what| format!("harness: {what}")).collect();
         for (workload, verdict) in &self.verdicts {
-            if !verdict.held() {
-                objections.push(format!("{workload}: does not hold: {}", verdict.claim));
+            match verdict.outcome {
+                Held::Yes => {}
+                Held::No(_) => objections.push(format!("{workload}: {CONTRADICTED}{}", verdict.claim)),
+                Held::Undecided(_) => objections.push(format!("{workload}: undecided: {}", verdict.claim)),
             }
         }
-        objections.extend(self.nodes.exits.iter().map(|exit| format!("a node ended by itself: {exit}")));
+        objections.extend(self.nodes.exits.iter().map(|exit| format!("{NODE_ENDED}{exit}")));
         objections.extend(self.nodes.panics.iter().map(|panic| format!("a panic: {panic}")));
         objections.extend(self.not_worth_running());
         objections
-    }
-
-    /// Claims that were contradicted, by workload; undecided ones are not among them.
-    pub fn violations(&self) -> Vec<(&'static str, &'static str)> {
-        let contradicted = |verdict: &Verdict| matches!(verdict.outcome, crate::judge::verdict::Held::No(_));
-        let claims = self.verdicts.iter().filter(|(_, verdict)| contradicted(verdict));
-        claims.map(|(workload, verdict)| (*workload, verdict.claim)).collect()
     }
 
     fn not_worth_running(&self) -> Vec<String> {

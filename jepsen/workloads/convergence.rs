@@ -17,7 +17,7 @@ use super::{Work, Workload};
 use crate::client::Client;
 use crate::context::Context;
 use crate::judge;
-use crate::judge::history::{Action, Call, History, Outcome};
+use crate::judge::history::{Action, Call, History, Outcome, Span};
 use crate::judge::verdict::Verdict;
 
 const NAME: &str = "convergence";
@@ -114,7 +114,11 @@ async fn ask_hash(context: &Arc<Context>, member: usize, revision: i64) {
     let until = Instant::now() + HASH_TIME_MAX;
     let mut client = Client::new(context, NAME, member).with_deadline(Duration::from_secs(5));
     while Instant::now() < until {
-        if let Outcome::Ok(_) = client.call(Call::HashKv { revision }).await {
+        // A linearizable read first: after it, the member has applied every compaction that there was.
+        let read = Action::Range { span: Span::key(format!("{NAME}/{member}")), revision: 0, limit: 0 };
+        if let Outcome::Ok(_) = client.act(read).await
+            && let Outcome::Ok(_) = client.call(Call::HashKv { revision }).await
+        {
             return;
         }
         tokio::time::sleep(HASH_EVERY).await;

@@ -31,6 +31,8 @@ const CONTENDERS: usize = 4;
 const ELEMENTS_MAX: usize = 60;
 /// How long a contender waits for its turn.
 const TURN_TIME_MAX: Duration = Duration::from_secs(6);
+/// How many members are asked to end a lease before it is left to run out.
+const LEAVE_TRIES_MAX: usize = 3;
 /// Turns with one lease.
 const TURNS_MAX: usize = 8;
 
@@ -57,6 +59,7 @@ impl Workload for Lock {
                         worker,
                         fenced,
                         list: Arc::clone(&list),
+                        moves: 0,
                     };
                     crew.spawn(contender.contend());
                 }
@@ -95,6 +98,8 @@ struct Contender {
     fenced: bool,
     /// The list in use, shared with the other contenders.
     list: Arc<AtomicUsize>,
+    /// How often it went on to another member, because one did not do as asked.
+    moves: usize,
 }
 
 impl Contender {
@@ -102,10 +107,12 @@ impl Contender {
     async fn contend(mut self) {
         let mut keeper = Client::new(&self.worker.context, NAME, self.worker.client.node());
         while self.worker.turn(1).await {
+            self.stand();
             let id = self.worker.rng.random_range(1..i64::MAX);
             let ttl_s = self.worker.rng.random_range(2..=4);
             let granted = self.worker.client.call(Call::LeaseGrant { id, ttl_s }).await;
             if !matches!(granted, Outcome::Ok(_)) {
+                self.moves += 1;
                 continue;
             }
             let forgetful = AtomicBool::new(false);
@@ -113,8 +120,29 @@ impl Contender {
                 () = self.take_turns(id, ttl_s, &forgetful) => {}
                 () = keep_alive(&mut keeper, id, ttl_s, &forgetful) => {}
             }
-            // Without its lease a contender that was given up leaves the queue at once.
-            self.worker.client.call(Call::LeaseRevoke { id }).await;
+            self.leave(id).await;
+        }
+    }
+
+    /// Turns to the member that its moves have brought it to.
+    fn stand(&mut self) {
+        let members = self.worker.context.hosts.members();
+        if !members.is_empty() {
+            let at = members[(self.worker.index + self.moves) % members.len()];
+            self.worker.client.turn_to(at);
+            self.locker.turn_to(at);
+        }
+    }
+
+    /// Ends its lease, at whichever member does that: with it goes its place in the queue, for which the
+    /// others would have to wait.
+    async fn leave(&mut self, lease: i64) {
+        for _ in 0..LEAVE_TRIES_MAX {
+            match self.worker.client.call(Call::LeaseRevoke { id: lease }).await {
+                Outcome::Ok(_) => return,
+                Outcome::Failed(_) | Outcome::Unknown(_) => self.moves += 1,
+            }
+            self.stand();
         }
     }
 
@@ -125,7 +153,7 @@ impl Contender {
             if !self.worker.turn(5).await {
                 return;
             }
-            self.locker.turn_to(self.worker.client.node());
+            self.stand();
             let locked = self.locker.call(Call::Lock { name: name.clone(), lease }).await;
             let Some(key) = key_of(&locked) else { return };
             if !self.append(&key, ttl_s, forgetful).await {

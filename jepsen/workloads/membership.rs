@@ -4,7 +4,7 @@
 //! A client stays with its host through all of that: the host of a removed
 //! member is where a stale answer would come from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::task::JoinSet;
 
@@ -22,7 +22,16 @@ const CLIENTS: usize = 2;
 
 /// See the module.
 #[derive(Default)]
-pub struct Membership;
+pub struct Membership {
+    shape: Arc<Mutex<Shape>>,
+}
+
+/// What the cluster was when the run began.
+#[derive(Clone, Copy, Default)]
+struct Shape {
+    members: usize,
+    hosts: usize,
+}
 
 impl Workload for Membership {
     fn name(&self) -> &'static str {
@@ -30,8 +39,10 @@ impl Workload for Membership {
     }
 
     fn drive(&self, context: Arc<Context>) -> Work {
+        let hosts = context.hosts.hosts.len();
+        *self.shape.lock().expect("nobody panics with it") =
+            Shape { members: context.hosts.members().len(), hosts };
         Box::pin(async move {
-            let hosts = context.hosts.hosts.len();
             let mut crew = JoinSet::new();
             for index in 0..hosts * CLIENTS {
                 let worker = Worker::new(&context, NAME, index, hosts * CLIENTS);
@@ -55,11 +66,19 @@ impl Workload for Membership {
     }
 
     fn judge(&self, history: &History) -> Vec<Verdict> {
-        // A removed member's stale answer to a read also contradicts the order of all revisions.
+        let Shape { members, hosts } = *self.shape.lock().expect("nobody panics with it");
         let mut verdicts = judge::membership::check(history);
+        // As long as nobody was removed, there is nothing to claim about the removed.
+        verdicts.retain(|verdict| verdict.checked > 0 || !verdict.held() || was_anyone_removed(history));
+        verdicts.extend(judge::member_lists::check(history, members, hosts));
+        // A stale answer to a read also contradicts the order of all revisions.
         verdicts.extend(judge::revision_order::check(history));
         verdicts
     }
+}
+
+fn was_anyone_removed(history: &History) -> bool {
+    history.ops.iter().any(|op| matches!(op.call, Call::MemberRemove { .. }) && op.reply().is_some())
 }
 
 async fn stay(mut worker: Worker, host: usize) {

@@ -108,7 +108,7 @@ pub const CATALOGUE: &[Entry] = &[
     Entry {
         name: "membership",
         about: "a client at every host while members come and go; the removed serve no reads",
-        make: || Box::new(membership::Membership),
+        make: || Box::<membership::Membership>::default(),
     },
     Entry {
         name: "convergence",
@@ -128,7 +128,11 @@ pub fn names() -> Vec<&'static str> {
 /// Names the workloads there are.
 pub fn by_name(name: &str) -> anyhow::Result<Box<dyn Workload>> {
     let entry = CATALOGUE.iter().find(|entry| entry.name == name);
-    let entry = entry.with_context(|| format!("no workload `{name}`; there are {}", names().join(", ")))?;
+    let entry = entry.with_context(|| {
+        let line = |entry: &Entry| format!("  {:<12} {}", entry.name, entry.about);
+        let lines: Vec<String> = CATALOGUE.iter().map(line).collect();
+        format!("no workload `{name}`; there are:\n{}", lines.join("\n"))
+    })?;
     Ok((entry.make)())
 }
 

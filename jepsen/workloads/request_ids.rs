@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::crew::{self, WORKERS, Worker};
 use super::{Work, Workload};
 use crate::client::RequestId;
@@ -21,8 +23,8 @@ const NAME: &str = "request-ids";
 const KEYS: usize = 5;
 /// How long a session lives without a write of its own: longer than any fault.
 const SESSION_TTL_S: u64 = 3_600;
-/// Attempts of one write that nobody answers.
-const ATTEMPTS_MAX: usize = 12;
+/// How long one write is tried when nobody answers: longer than most faults.
+const INSIST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Answered writes of a worker that may still be repeated.
 const KEPT: usize = 6;
 
@@ -80,6 +82,12 @@ impl Session {
 async fn work(mut worker: Worker) -> anyhow::Result<()> {
     let Some(mut session) = open(&mut worker).await else { return Ok(()) };
     while worker.turn(1).await {
+        if worker.chance(0.2) {
+            // In between, others write and read the same keys without any id.
+            let call = if worker.chance(0.7) { draw(&mut worker) } else { look(&mut worker) };
+            worker.client.call(call).await;
+            continue;
+        }
         if !session.kept.is_empty() && worker.chance(0.2) {
             let (sequence, call) = session.kept[worker.pick(session.kept.len())].clone();
             elsewhere(&mut worker);
@@ -115,12 +123,13 @@ async fn open(worker: &mut Worker) -> Option<Session> {
 
 /// The same write under the same id until it is answered, given up, or the run is over.
 async fn insist(worker: &mut Worker, call: &Call, id: RequestId) -> Outcome {
+    let give_up_at = Instant::now() + INSIST_TIME_MAX;
     let mut outcome = worker.client.call_with_id(call.clone(), Some(id)).await;
-    for _ in 1..ATTEMPTS_MAX {
+    while Instant::now() < give_up_at {
         if matches!(outcome, Outcome::Ok(_)) || worker.context.stopped() {
             break;
         }
-        worker.context.sleep(Duration::from_millis(100)).await;
+        worker.context.sleep(Duration::from_millis(200)).await;
         if worker.chance(0.6) {
             elsewhere(worker);
         }
@@ -138,8 +147,17 @@ fn elsewhere(worker: &mut Worker) {
     }
 }
 
+fn look(worker: &mut Worker) -> Call {
+    let action = Action::Range { span: Span::key(key(worker)), revision: 0, limit: 0 };
+    Call::Single { action, serializable: false }
+}
+
+fn key(worker: &mut Worker) -> String {
+    format!("{NAME}/{}", worker.pick(KEYS))
+}
+
 fn draw(worker: &mut Worker) -> Call {
-    let key = format!("{NAME}/{}", worker.pick(KEYS));
+    let key = key(worker);
     let (value, prev_kv) = (worker.value(), worker.chance(0.3));
     let put = Action::Put { key: key.clone(), value, lease: 0, prev_kv };
     match worker.pick(10) {

@@ -133,7 +133,7 @@ impl Sink {
     fn write(&mut self, kv: &KeyValue, prefix_len: usize) -> Result<bool, CliError> {
         match self {
             Sink::Lines { out, path } => {
-                writeln!(out, "{}", kv_json(kv, true)).map_err(|e| lines_error(path, e))?;
+                writeln!(out, "{}", exported_line(kv)).map_err(|e| lines_error(path, e))?;
                 Ok(true)
             }
             Sink::Tree { root, directories, left_out } => {
@@ -158,6 +158,11 @@ impl Sink {
             Sink::Tree { left_out, .. } => Ok(left_out),
         }
     }
+}
+
+/// A key as a line of JSON, which `import` reads.
+pub fn exported_line(kv: &KeyValue) -> String {
+    kv_json(kv, true).to_string()
 }
 
 fn lines_error(path: &Path, source: std::io::Error) -> CliError {

@@ -173,7 +173,7 @@ async fn import_lines(
         if line.trim().is_empty() {
             continue;
         }
-        let (key, value) = parse_line(&line).map_err(|why| {
+        let (key, value) = parse_exported_line(&line).map_err(|why| {
             CliError::Usage(format!(
                 "line {}: {why}; JSON lines as `mainstay export` writes them are expected",
                 number + 1
@@ -188,7 +188,11 @@ async fn import_lines(
     report(context, "keys", &imported, &Skipped::default(), took, command.dry_run)
 }
 
-fn parse_line(line: &str) -> Result<(Vec<u8>, Vec<u8>), String> {
+/// The key and the value in a line that `export` wrote.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_exported_line(line: &str) -> Result<(Vec<u8>, Vec<u8>), String> {
     let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
     let object = value.as_object().ok_or("not an object")?;
     let key = get_bytes(object, "key").filter(|key| !key.is_empty()).ok_or("the key is missing")?;
@@ -309,14 +313,14 @@ mod tests {
 
     #[test]
     fn lines_are_read_as_they_were_written() {
-        assert_eq!(parse_line(r#"{"key":"a","value":"b"}"#), Ok((b"a".to_vec(), b"b".to_vec())));
+        assert_eq!(parse_exported_line(r#"{"key":"a","value":"b"}"#), Ok((b"a".to_vec(), b"b".to_vec())));
         assert_eq!(
-            parse_line(r#"{"key":"a","value":"/wA=","value_encoding":"base64","version":3}"#),
+            parse_exported_line(r#"{"key":"a","value":"/wA=","value_encoding":"base64","version":3}"#),
             Ok((b"a".to_vec(), vec![0xff, 0]))
         );
         for wrong in ["", "[]", "{}", r#"{"key":"","value":""}"#, r#"{"key":"a"}"#, r#"{"key":1,"value":""}"#]
         {
-            assert!(parse_line(wrong).is_err(), "{wrong}");
+            assert!(parse_exported_line(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -38,6 +38,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tokio::sync::OnceCell;
 
 pub use error::{CONFLICT, CliError, ERROR, NOT_FOUND, OK, UNAVAILABLE, USAGE};
+pub use export::exported_line;
+pub use import::parse_exported_line;
 
 use self::api::Api;
 use self::args::GlobalArgs;

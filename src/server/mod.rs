@@ -39,6 +39,7 @@ use tonic::service::Routes;
 pub use error::ServeError;
 pub use listener::{ListenError, Listeners};
 pub use options::{ListenAddress, ServerOptions};
+pub use watch::watch_spec;
 
 use self::context::Shared;
 use self::listener::ConnectionOptions;

@@ -24,8 +24,9 @@ use tonic::codegen::{Body, Service, StdError, http};
 use tonic::{Status, Streaming};
 
 use crate::node::{Node, NodeError};
-use crate::types::{ApplyError, ClusterId, Event, EventKind, KeyRange, KeyValue, NodeId, Revision, Space};
+use crate::types::{ApplyError, ClusterId, Event, EventKind, KeyValue, NodeId, Revision, Space};
 use crate::watch::{Hub, WatchMessage, WatchMessageKind, WatchSpec, WatchStream};
+use crate::wire::convert::watch_range;
 use crate::wire::etcdserverpb::watch_create_request::FilterType;
 use crate::wire::etcdserverpb::watch_request::RequestUnion;
 use crate::wire::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
@@ -230,7 +231,7 @@ impl Session {
             return self.watchers.refuse(ApplyError::Compacted.to_string());
         }
         let id = Some(request.watch_id).filter(|id| *id != 0);
-        if let Err(error) = self.watchers.create(id, spec(request)) {
+        if let Err(error) = self.watchers.create(id, watch_spec(request)) {
             self.watchers.refuse(error.to_string());
         }
     }
@@ -298,13 +299,12 @@ fn no_leader() -> Status {
 
 /// What a request asks for, in the hub's terms. An empty key is the least key,
 /// as in etcd; filters that are not known filter nothing.
-fn spec(request: WatchCreateRequest) -> WatchSpec {
+pub fn watch_spec(request: WatchCreateRequest) -> WatchSpec {
     let has = |filter: FilterType| request.filters.contains(&(filter as i32));
     let (no_put, no_delete) = (has(FilterType::Noput), has(FilterType::Nodelete));
-    let key = if request.key.is_empty() { Bytes::from_static(&[0]) } else { request.key };
     WatchSpec {
         space: Space::User,
-        range: KeyRange::from_wire(key, request.range_end),
+        range: watch_range(request.key, request.range_end),
         start: Revision(request.start_revision),
         prev_kv: request.prev_kv,
         no_put,

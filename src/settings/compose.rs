@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::units::{self, Url};
 use super::{Given, Origin, Settings, SettingsError, Values};
 use crate::node::{AutoCompaction, Bootstrap, InitialMember, NodeOptions};
+use crate::raft::PEER_MESSAGE_BYTES_MAX;
 use crate::server::{ListenAddress, ServerOptions};
 use crate::storage::StateOptions;
 use crate::telemetry::{LogFormat, LogOptions, check_log_level};
@@ -18,8 +19,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// etcd refuses longer ones: nobody waits so long for a leader on purpose.
 const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(50);
-/// A message must fit into one gRPC frame with room to spare.
-const REQUEST_BYTES_MAX: u64 = 64 * MIB;
+/// An entry of the log goes to the other members in one message, and must fit with room to spare.
+const REQUEST_BYTES_MAX: u64 = PEER_MESSAGE_BYTES_MAX as u64 / 2;
 
 type Result<T> = std::result::Result<T, SettingsError>;
 

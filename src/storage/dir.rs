@@ -416,19 +416,18 @@ fn remove_if_there(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Syncs every file below `path`, and the directories that name them. A file that
-/// goes away meanwhile is passed over: an open database deletes tables in the
-/// background, and only after it has made durable that it needs them no more.
+/// Syncs every file below `path`, and the directories that name them. The
+/// database there may be open already, and its compactions remove files: one
+/// that is gone when its turn comes is not needed any more.
 fn sync_tree(path: &Path) -> Result<(), StorageError> {
     for (_, entry) in entries(path)? {
         if entry.is_dir() {
             sync_tree(&entry)?;
-        } else {
-            let sync = || File::open(&entry)?.sync_all();
-            match sync() {
-                Err(source) if source.kind() != ErrorKind::NotFound => return Err(io_error(&entry, source)),
-                _ => {}
-            }
+            continue;
+        }
+        match File::open(&entry).and_then(|file| file.sync_all()) {
+            Err(source) if source.kind() != ErrorKind::NotFound => return Err(io_error(&entry, source)),
+            _ => {}
         }
     }
     sync_dir(path)
@@ -543,6 +542,8 @@ mod tests {
         assert!(!next.exists() && dir.state_path().exists());
         let next = dir.next_state_path().unwrap();
         std::fs::create_dir(&next).unwrap();
+        // A name that is listed and has nothing behind it, as when a compaction removes a table meanwhile.
+        std::os::unix::fs::symlink("gone", next.join("000022.sst")).unwrap();
         dir.switch_state().unwrap();
         assert_eq!(dir.state_path(), next);
         std::fs::create_dir(dir.snapshots_path().join("7.tmp")).unwrap();
@@ -555,18 +556,6 @@ mod tests {
         drop(dir);
         std::fs::remove_file(parent.path().join("state/CURRENT")).unwrap();
         assert!(matches!(open(parent.path()), Err(StorageError::Corrupt { .. })));
-    }
-
-    #[test]
-    fn a_table_that_the_database_deletes_meanwhile_is_not_missed() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = open(parent.path()).unwrap();
-        let next = dir.next_state_path().unwrap();
-        std::fs::create_dir(&next).unwrap();
-        // Listed, and not there any more when it is opened.
-        std::os::unix::fs::symlink("deleted", next.join("000063.sst")).unwrap();
-        dir.switch_state().unwrap();
-        assert_eq!(dir.state_path(), next);
     }
 
     #[test]

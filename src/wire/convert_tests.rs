@@ -171,6 +171,34 @@ fn no_key_is_changed_twice_by_nested_transactions() {
     assert_eq!(checked(vec![deep, put_op("b")]), Ok(()));
 }
 
+/// A tree of transactions with this many steps at each level, and leaves below.
+fn tree(widths: &[usize], leaf: &mut dyn FnMut() -> Request) -> Vec<pb::RequestOp> {
+    let step = |below: &[usize]| match below {
+        [] => op(leaf()),
+        below => txn_op(tree(below, leaf), Vec::new()),
+    };
+    std::iter::repeat_n(&widths[1..], widths[0]).map(step).collect()
+}
+
+#[test]
+fn a_crowd_of_steps_is_judged_at_once() {
+    // As many as a request has room for, set in one branch and removed in the other.
+    // Held against each other one by one they would take minutes.
+    let widths = [42, 40, 20];
+    let mut number = 0u32;
+    let mut put = || {
+        number += 1;
+        let key = Bytes::copy_from_slice(&number.to_be_bytes());
+        Request::RequestPut(pb::PutRequest { key, ..Default::default() })
+    };
+    let puts = tree(&widths, &mut put);
+    let everything = pb::DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: false };
+    let removals = tree(&widths, &mut || Request::RequestDeleteRange(everything.clone()));
+    assert_eq!(checked(vec![txn_op(puts.clone(), removals.clone())]), Ok(()));
+    let apart = vec![txn_op(puts, vec![]), txn_op(removals, vec![])];
+    assert_eq!(checked(apart), Err(InvalidRequest::DuplicateKey));
+}
+
 #[test]
 fn a_watch_may_leave_the_key_out() {
     assert_eq!(watch_range(Bytes::new(), "\0".into()), KeyRange::From("\0".into()));

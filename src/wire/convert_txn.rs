@@ -3,7 +3,6 @@
 //! no key twice.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -120,8 +119,15 @@ fn compare_to_wire(compare: Compare) -> pb::Compare {
 struct Changes {
     /// Each key that may be set, with the step of the list that does it.
     puts: BTreeMap<Bytes, usize>,
-    /// Each range that may be removed, with the step of the list that does it.
-    deletes: Vec<(KeyRange, usize)>,
+    /// What may be removed, for each step of the list that removes.
+    removals: Vec<(Vec<Removal>, usize)>,
+}
+
+/// Keys that may be removed; never an empty range.
+struct Removal {
+    start: Bytes,
+    /// The end, exclusive, if there is one.
+    end: Option<Bytes>,
 }
 
 /// Checks that no two steps of a list change one key in one revision: history
@@ -131,48 +137,86 @@ struct Changes {
 /// The two branches of a transaction inside exclude each other and are not
 /// held against each other. etcd overlooks two corners that are refused here: a
 /// removal without an end, and one in a later transaction inside than the put.
+///
+/// What one step removes is merged before it is held against what is set, so
+/// that the time grows with the request and not with its square.
 fn changes(steps: &[TxnOp]) -> Result<Changes, InvalidRequest> {
     let mut all = Changes::default();
     for (index, step) in steps.iter().enumerate() {
         match step {
             TxnOp::Range(_) => {}
-            TxnOp::Put(put) => all.put(put.key.clone(), index)?,
-            TxnOp::DeleteRange(delete) => all.deletes.push((delete.range.clone(), index)),
+            TxnOp::Put(put) => all.set(BTreeMap::from([(put.key.clone(), index)]), index)?,
+            TxnOp::DeleteRange(delete) => {
+                all.removals.extend(Removal::of(&delete.range).map(|removal| (vec![removal], index)));
+            }
             TxnOp::Txn(txn) => {
-                for branch in [&txn.success, &txn.failure] {
-                    let inner = changes(branch)?;
-                    for key in inner.puts.into_keys() {
-                        all.put(key, index)?;
-                    }
-                    all.deletes.extend(inner.deletes.into_iter().map(|(range, _)| (range, index)));
-                }
+                let (mut success, mut failure) = (changes(&txn.success)?, changes(&txn.failure)?);
+                success.puts.append(&mut failure.puts);
+                all.set(success.puts, index)?;
+                let removals = success.removals.into_iter().chain(failure.removals);
+                all.removals.push((merged(removals.flat_map(|(removals, _)| removals).collect()), index));
             }
         }
     }
-    for (range, remover) in &all.deletes {
-        if range.is_empty() {
-            continue;
-        }
-        let start: Bound<&[u8]> = Bound::Included(range.start());
-        let mut hit = all.puts.range::<[u8], _>((start, range.end()));
-        if hit.any(|(_, setter)| setter != remover) {
-            return Err(InvalidRequest::DuplicateKey);
+    for (removals, remover) in &all.removals {
+        for removal in removals {
+            let mut hit = all.puts.range::<[u8], _>(removal.bounds());
+            if hit.any(|(_, setter)| setter != remover) {
+                return Err(InvalidRequest::DuplicateKey);
+            }
         }
     }
     Ok(all)
 }
 
 impl Changes {
-    fn put(&mut self, key: Bytes, step: usize) -> Result<(), InvalidRequest> {
-        match self.puts.entry(key) {
-            Entry::Vacant(entry) => {
-                entry.insert(step);
-                Ok(())
+    /// Adds what one step sets.
+    fn set(&mut self, mut puts: BTreeMap<Bytes, usize>, step: usize) -> Result<(), InvalidRequest> {
+        puts.values_mut().for_each(|setter| *setter = step);
+        // The fewer go to the more.
+        if puts.len() > self.puts.len() {
+            std::mem::swap(&mut puts, &mut self.puts);
+        }
+        for (key, setter) in puts {
+            if self.puts.insert(key, setter).is_some() {
+                return Err(InvalidRequest::DuplicateKey);
             }
-            // The same step again can only be its other branch: each branch
-            // was checked by itself.
-            Entry::Occupied(entry) if *entry.get() == step => Ok(()),
-            Entry::Occupied(_) => Err(InvalidRequest::DuplicateKey),
+        }
+        Ok(())
+    }
+}
+
+impl Removal {
+    /// `None` for a range that no key can be in.
+    fn of(range: &KeyRange) -> Option<Removal> {
+        let end = match range {
+            KeyRange::Single(key) => Some([&key[..], &[0]].concat().into()),
+            KeyRange::Span { end, .. } => Some(end.clone()),
+            KeyRange::From(_) => None,
+        };
+        (!range.is_empty()).then(|| Removal { start: range.start().clone(), end })
+    }
+
+    fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        (Bound::Included(&self.start), self.end.as_deref().map_or(Bound::Unbounded, Bound::Excluded))
+    }
+}
+
+/// The same keys in the fewest ranges, in their order.
+fn merged(mut removals: Vec<Removal>) -> Vec<Removal> {
+    removals.sort_by(|a, b| a.start.cmp(&b.start));
+    let mut merged: Vec<Removal> = Vec::new();
+    for removal in removals {
+        let Some(last) = merged.last_mut() else {
+            merged.push(removal);
+            continue;
+        };
+        let Some(end) = &last.end else { break };
+        if removal.start > *end {
+            merged.push(removal);
+        } else if removal.end.as_ref().is_none_or(|later| later > end) {
+            last.end = removal.end;
         }
     }
+    merged
 }

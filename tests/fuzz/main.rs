@@ -8,11 +8,17 @@
 //! keeps the results of the long runs. It judges decoders only: what a cluster
 //! makes of what they let through is other tests' to say.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a decoder's time is measured on the real clock, by a process that has no runtime"
+)]
+
 mod coverage;
 mod draw;
 mod engine;
 mod memory;
 mod mutate;
+mod scratch;
 mod supervise;
 mod targets;
 
@@ -46,7 +52,7 @@ struct Asked {
     jobs: Option<usize>,
     replay: Vec<PathBuf>,
     worker: Option<String>,
-    current: Option<PathBuf>,
+    scratch: Option<PathBuf>,
     keep: bool,
     list: bool,
 }
@@ -74,7 +80,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Asked, String> {
             "--jobs" => asked.jobs = Some((number(value()?)? as usize).max(1)),
             "--replay" => asked.replay.push(value()?.into()),
             "--worker" => asked.worker = Some(value()?),
-            "--current" => asked.current = Some(value()?.into()),
+            "--scratch" => asked.scratch = Some(value()?.into()),
             "--keep" => asked.keep = true,
             "--list" => asked.list = true,
             // What the test harness of other test programs understands, `cargo test` hands to this one too.
@@ -97,14 +103,16 @@ fn run(asked: Asked) -> Result<ExitCode, String> {
         let target = find(name)?;
         return on_small_stack(move || work(target, &asked));
     }
+    if !asked.keep && asked.replay.is_empty() {
+        return orchestrate(&chosen, &asked);
+    }
+    let dir = scratch::new_dir().map_err(|error| error.to_string())?;
+    scratch::set_scratch(dir.path());
     if asked.keep {
         return on_small_stack(move || keep(&chosen));
     }
-    if !asked.replay.is_empty() {
-        let [target] = chosen[..] else { return Err("--replay needs one --target".to_owned()) };
-        return on_small_stack(move || replay(target, &asked.replay));
-    }
-    orchestrate(&chosen, &asked)
+    let [target] = chosen[..] else { return Err("--replay needs one --target".to_owned()) };
+    on_small_stack(move || replay(target, &asked.replay))
 }
 
 fn find(name: &str) -> Result<&'static Target, String> {
@@ -179,8 +187,9 @@ fn orchestrate(chosen: &[&'static Target], asked: &Asked) -> Result<ExitCode, St
 
 /// A worker's process: one target. Prints its figures, then what failed.
 fn work(target: &'static Target, asked: &Asked) -> Result<ExitCode, String> {
-    let path = asked.current.as_ref().ok_or("a worker needs --current")?;
-    let current = Current::open(path).map_err(|error| error.to_string())?;
+    let dir = asked.scratch.as_ref().ok_or("a worker needs --scratch")?;
+    scratch::set_scratch(dir);
+    let current = Current::open(&dir.join(supervise::CURRENT)).map_err(|error| error.to_string())?;
     let work_dir = supervise::work_dir(target.name).join("corpus");
     std::fs::create_dir_all(&work_dir).map_err(|error| error.to_string())?;
     let (seed, duration) = (asked.seed.unwrap_or(SEED), asked.duration.unwrap_or_default());

@@ -7,8 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Current, name_of};
+use crate::scratch::new_dir;
 use crate::targets::Target;
 
+/// The file of the input that is being run, in the worker's scratch directory.
+pub const CURRENT: &str = "current";
 /// A target that begins no new input for this long stands still.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
@@ -38,14 +41,13 @@ pub struct Worker {
 
 impl Worker {
     pub fn start(target: &'static Target, seed: u64, duration: Duration) -> std::io::Result<Worker> {
-        let scratch = tempfile::tempdir()?;
-        let path = scratch.path().join("current");
-        let current = Current::open(&path)?;
+        let scratch = new_dir()?;
+        let current = Current::open(&scratch.path().join(CURRENT))?;
         let child = Command::new(std::env::current_exe()?)
             .args(["--worker", target.name, "--seed", &seed.to_string()])
             .args(["--seconds", &duration.as_secs_f64().to_string()])
-            .arg("--current")
-            .arg(&path)
+            .arg("--scratch")
+            .arg(scratch.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;

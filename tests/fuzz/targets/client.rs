@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use mainstay::types::{DeleteRange, KeyRange, Put, RangeQuery, RangeReply, Space, Txn, TxnOp, TxnReply};
-use mainstay::wire::{self, convert, etcdserverpb as pb, mvccpb};
+use mainstay::wire::{self, InvalidRequest, convert, etcdserverpb as pb, mvccpb};
 
 use super::wire_noise::{encode_noisily, noise};
 use super::{BASE, Input, Target, Verdict};
@@ -93,7 +93,7 @@ fn check_range(space: Space, range: &KeyRange) {
     }
 }
 
-fn draw_watch(rng: &mut Rng) -> pb::WatchRequest {
+pub fn draw_watch(rng: &mut Rng) -> pb::WatchRequest {
     use pb::watch_request::RequestUnion;
     let union = match rng.below(4) {
         0 => RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: rng.number() as i64 }),
@@ -130,9 +130,9 @@ pub const TXN: Target = Target {
     name: "client_txn",
     what: "Txn: nested, compared, and changing no key twice",
     draw: |rng| {
-        let bytes = match rng.below(12) {
-            0 => noise(rng, 6),
-            1 => crowd(rng).encode_to_vec(),
+        let bytes = match rng.below(60) {
+            0..=4 => noise(rng, 6),
+            5 => crowd(rng).encode_to_vec(),
             _ => {
                 let message = convert::txn_request(draw::<Txn>(rng));
                 encode_noisily(rng, &message)
@@ -142,7 +142,16 @@ pub const TXN: Target = Target {
     },
     run: |bytes| {
         let Ok(message) = pb::TxnRequest::decode(bytes) else { return Verdict::Refused };
-        let Ok(txn) = convert::txn(message, TXN_OPS_MAX) else { return Verdict::Refused };
+        let expected = (bytes.len() < MODEL_BYTES_MAX).then(|| clashes(&message));
+        let txn = match convert::txn(message, TXN_OPS_MAX) {
+            Ok(txn) => txn,
+            Err(refusal) => {
+                let duplicate = refusal == InvalidRequest::DuplicateKey;
+                assert!(!duplicate || expected != Some(false), "refused, though it changes no key twice");
+                return Verdict::Refused;
+            }
+        };
+        assert!(expected != Some(true), "it changes a key twice");
         check_txn(&txn);
         let again = convert::txn_request(txn.clone());
         assert_eq!(convert::txn(again.clone(), TXN_OPS_MAX), Ok(txn));
@@ -151,6 +160,46 @@ pub const TXN: Target = Target {
     bytes_max: 1 << 20,
     ..BASE
 };
+
+/// The longest request that the model is asked about; it takes the square of it.
+const MODEL_BYTES_MAX: usize = 2048;
+
+/// What a step does to keys: sets one, or removes a range.
+type Effect = (bool, KeyRange);
+
+/// Whether a transaction changes a key twice, as the rule says it: no two steps
+/// of any list may both touch a key, unless both remove it.
+fn clashes(txn: &pb::TxnRequest) -> bool {
+    effects(&txn.success).is_none() || effects(&txn.failure).is_none()
+}
+
+/// Everything that a list may do; `None` when two of its steps clash.
+fn effects(steps: &[pb::RequestOp]) -> Option<Vec<Effect>> {
+    use pb::request_op::Request;
+    let mut all: Vec<Vec<Effect>> = Vec::new();
+    for step in steps {
+        let done = match &step.request {
+            Some(Request::RequestPut(put)) => vec![(true, KeyRange::Single(put.key.clone()))],
+            Some(Request::RequestDeleteRange(delete)) => {
+                vec![(false, KeyRange::from_wire(delete.key.clone(), delete.range_end.clone()))]
+            }
+            Some(Request::RequestTxn(txn)) => [effects(&txn.success)?, effects(&txn.failure)?].concat(),
+            Some(Request::RequestRange(_)) | None => Vec::new(),
+        };
+        for earlier in all.iter().flatten() {
+            let clash = |(sets, range): &Effect| match (earlier.0, *sets) {
+                (true, _) => range.contains(earlier.1.start()),
+                (false, true) => earlier.1.contains(range.start()),
+                (false, false) => false,
+            };
+            if done.iter().any(clash) {
+                return None;
+            }
+        }
+        all.push(done);
+    }
+    Some(all.concat())
+}
 
 fn check_txn(txn: &Txn) {
     txn.compare.iter().for_each(|compare| check_range(compare.space, &compare.range));

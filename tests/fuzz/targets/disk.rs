@@ -51,7 +51,7 @@ pub const VALUE: Target = Target {
     name: "value",
     what: "a value of the state database or the log's marks, from disk or a snapshot",
     draw: |rng| whole(draw_chosen(rng)),
-    seal: seal_chosen,
+    seal: |bytes| seal_chosen(bytes),
     run: run_chosen,
     ..BASE
 };

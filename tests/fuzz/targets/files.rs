@@ -1,7 +1,6 @@
 //! Files that an operator hands over: a snapshot as one file.
 
 use std::io::Write as _;
-use std::sync::LazyLock;
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,17 +11,11 @@ use mainstay::types::Revision;
 
 use super::{BASE, Input, Target, Verdict, seal_value};
 use crate::mutate::Rng;
+use crate::scratch::scratch;
 
 const MAGIC: &[u8] = b"MAINSTAY-SNAP-1\n";
 /// Bytes before the manifest.
 const HEADER_BYTES: usize = 24;
-
-/// Where the file and what is unpacked of it stand.
-static SCRATCH: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
-    let memory = std::path::Path::new("/dev/shm");
-    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    dir.expect("a temporary directory")
-});
 
 pub const ARCHIVE: Target = Target {
     name: "archive",
@@ -30,13 +23,13 @@ pub const ARCHIVE: Target = Target {
     draw: |rng| Input { bytes: draw_archive(rng), is_whole: false },
     seal: seal_archive,
     run: |bytes| {
-        let path = SCRATCH.path().join("archive");
+        let path = scratch().join("archive");
         std::fs::File::create(&path)
             .and_then(|mut file| file.write_all(bytes))
             .expect("the scratch file is written");
         let Ok(manifest) = archive::verify(&path) else { return Verdict::Refused };
         // Its files are no database, so unpacking writes and checks them all, and then refuses.
-        let target = SCRATCH.path().join("unpacked");
+        let target = scratch().join("unpacked");
         let unpacked = archive::unpack(&path, &target);
         assert!(unpacked.is_err(), "files without a database were taken for one");
         assert!(!target.exists(), "what could not be unpacked was left there");

@@ -17,7 +17,7 @@ pub const LOG_RECORD: Target = Target {
     name: "log_record",
     what: "a record of the log, from disk or from the leader",
     draw: |rng| whole(record::encode_entry(&draw_entry(rng))),
-    seal: seal_record,
+    seal: |bytes| seal_record(bytes),
     run: |bytes| {
         let bytes = Bytes::copy_from_slice(bytes);
         let position = record::position_of(&bytes);
@@ -38,7 +38,7 @@ pub const LOG_RECORD: Target = Target {
 const CHECKSUM: std::ops::Range<usize> = 1..5;
 
 /// Makes the record's checksum right, and that of a membership in it.
-fn seal_record(bytes: &mut Vec<u8>) {
+fn seal_record(bytes: &mut [u8]) {
     if bytes.len() < record::HEADER_BYTES {
         return;
     }
@@ -102,7 +102,7 @@ pub const MEMBERSHIP: Target = Target {
         };
         whole([&[kind][..], &value].concat())
     },
-    seal: seal_chosen,
+    seal: |bytes| seal_chosen(bytes),
     run: |bytes| {
         let Some((kind, value)) = bytes.split_first() else { return Verdict::Refused };
         macro_rules! run {
@@ -131,7 +131,7 @@ pub fn draw_vote(rng: &mut Rng) -> Vote {
 }
 
 /// For inputs whose first byte says which type the rest is.
-pub fn seal_chosen(bytes: &mut Vec<u8>) {
+pub fn seal_chosen(bytes: &mut [u8]) {
     if let Some((_, value)) = bytes.split_first_mut() {
         seal_value(value);
     }

@@ -7,6 +7,8 @@ mod disk;
 mod files;
 mod log;
 mod peer;
+mod state;
+mod text;
 mod wire_noise;
 
 use std::fmt::Debug;
@@ -68,6 +70,10 @@ pub static TARGETS: &[Target] = &[
     client::KV,
     client::TXN,
     client::REPLIES,
+    text::IMPORT,
+    text::SETTINGS,
+    state::WATCH,
+    state::APPLY,
 ];
 
 /// What most targets start from.

@@ -165,7 +165,7 @@ pub const CONTROL: Target = Target {
         let value = if asks { codec::encode(&draw::<Ask>(rng)) } else { codec::encode(&draw::<Answer>(rng)) };
         super::whole([&[u8::from(asks)][..], &value].concat())
     },
-    seal: super::log::seal_chosen,
+    seal: |bytes| super::log::seal_chosen(bytes),
     run: |bytes| {
         let Some((kind, value)) = bytes.split_first() else { return Verdict::Refused };
         let again = match kind {
