@@ -96,7 +96,7 @@ impl Worker {
             };
             return Ok(Some(Report { target: self.target, figures: line, failure }));
         }
-        let (begun, _) = self.current.get()?;
+        let begun = self.current.begun()?;
         if begun != self.begun {
             (self.begun, self.seen) = (begun, Instant::now());
             self.earlier_ticks += (self.worked()?.as_millis() / TICK.as_millis()) as u64;
@@ -120,7 +120,7 @@ impl Worker {
 
     /// Keeps the input that was being run.
     fn keep(&self, reason: &str) -> std::io::Result<(PathBuf, String)> {
-        let (_, input) = self.current.get()?;
+        let input = self.current.input()?;
         let dir = work_dir(self.target.name).join("failed");
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(name_of(&input));
