@@ -11,7 +11,8 @@ MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
 FUZZ_MINUTES ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: help build cluster cluster-down test fuzz fmt lint doc proto client bench tools-build tools-test
+.PHONY: help build cluster cluster-down test fmt lint doc proto client bench fuzz simulation jepsen jepsen-long \
+	jepsen-mutants tools-build tools-test tools-jepsen
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -21,6 +22,9 @@ tools-build: ## install what building needs (a C++ compiler, libclang-dev), if i
 
 tools-test: tools-build ## install what testing needs besides (protobuf-compiler, etcd-client), if it is missing
 	@cluster/tools.sh test
+
+tools-jepsen: tools-test ## install what the harness needs besides (nftables, iptables, strace), if it is missing
+	@cluster/tools.sh jepsen
 
 build: tools-build ## build the binary
 	cargo build --release --bin mainstay
@@ -57,3 +61,18 @@ client: ## build the client SDK alone: no RocksDB, no C++, no libclang
 
 bench: tools-test ## run the benchmarks, side by side with etcd where it is installed
 	cargo bench --profile release
+
+MINUTES ?= 60
+
+simulation: tools-test ## nodes on virtual time with new seeds, MINUTES=60 long
+	cargo test --release --test simulation -- --minutes $(MINUTES)
+
+jepsen: tools-jepsen ## ten minutes of faults on a real cluster, judged (needs root)
+	cargo test --release --test jepsen -- --suite
+
+jepsen-long: tools-jepsen ## fill the matrix of workloads and faults in jepsen/RESULTS.md, MINUTES=60 at a time
+	cargo test --release --test jepsen -- --matrix --minutes $(MINUTES)
+
+jepsen-mutants: tools-jepsen ## prove the harness: twelve deliberate bugs, each of which must be caught
+	cargo build --release --features mutants --bin mainstay-mutants
+	cargo test --release --test jepsen -- --mutants

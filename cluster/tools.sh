@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs, on Debian and its kin, the system packages that a task needs and that are missing.
-# Usage: tools.sh build|test. Says what it installs, and uses sudo only when it must.
+# Usage: tools.sh build|test|jepsen. Says what it installs, and uses sudo only when it must.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -34,8 +34,18 @@ test)
     need protobuf-compiler command -v protoc
     need etcd-client command -v etcdctl
     ;;
+jepsen)
+    # The hosts, and what is done to them.
+    need iproute2 command -v ip
+    need util-linux command -v unshare
+    need mount command -v mount
+    need e2fsprogs command -v mkfs.ext4
+    need nftables command -v nft
+    need iptables command -v iptables
+    need strace command -v strace
+    ;;
 *)
-    say "usage: tools.sh build|test"
+    say "usage: tools.sh build|test|jepsen"
     exit 2
     ;;
 esac

@@ -17,10 +17,31 @@ pub trait Env: Send + Sync + 'static {
 
     /// A random number.
     fn random_u64(&self) -> u64;
+
+    /// Whether work that blocks is done where it is asked for, and not by the
+    /// threads that are there for it: for a simulation, where one thread makes
+    /// runs repeatable.
+    fn blocks_in_place(&self) -> bool {
+        false
+    }
 }
 
 /// A shared [`Env`].
 pub type EnvRef = Arc<dyn Env>;
+
+/// Does work that blocks, where it holds nobody up.
+///
+/// # Errors
+/// When the work panicked, or the runtime is going down.
+pub async fn off_thread<T: Send + 'static>(
+    env: &EnvRef,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    match env.blocks_in_place() {
+        true => Ok(work()),
+        false => tokio::task::spawn_blocking(work).await,
+    }
+}
 
 /// The machine's clocks and its random source.
 #[derive(Debug)]

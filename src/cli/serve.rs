@@ -16,6 +16,7 @@ use super::output::say;
 use super::signals::Signals;
 use super::supervise::die_with_parent;
 use crate::env::{EnvRef, SystemEnv};
+use crate::mutant;
 use crate::node::{ExitReason, MakeTransport, Node, NodeError, NodeParts};
 use crate::raft::{Fatal, GrpcTransport};
 use crate::server::control::GrpcDialer;
@@ -70,6 +71,7 @@ fn try_serve(command: &ServeCommand) -> Result<u8, CliError> {
     let sources = Sources { flags: &command.flags, variables: variables()?, read_file: &read_file };
     let settings = Settings::load(&sources).map_err(|error| CliError::Usage(error.to_string()))?;
     telemetry::init_log(&settings.log).map_err(|error| CliError::Usage(error.to_string()))?;
+    mutant::choose().map_err(CliError::Usage)?;
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -87,6 +89,7 @@ fn try_serve(command: &ServeCommand) -> Result<u8, CliError> {
 /// The variables of the environment that may be settings.
 fn variables() -> Result<Vec<(String, String)>, CliError> {
     let ours = std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"MAINSTAY_"));
+    let ours = ours.filter(|(name, _)| !name.to_str().is_some_and(mutant::is_switch));
     ours.map(|(name, value)| match (name.into_string(), value.into_string()) {
         (Ok(name), Ok(value)) => Ok((name, value)),
         (Ok(name), Err(_)) => Err(CliError::Usage(format!("{name} is not UTF-8"))),
@@ -163,6 +166,7 @@ fn parts(settings: &Settings, env: &EnvRef, fatal: Fatal) -> NodeParts {
         watch: settings.watch.clone(),
         data_dir: DataDirOptions::default(),
         inline: false,
+        log: None,
     }
 }
 

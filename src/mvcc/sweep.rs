@@ -7,6 +7,7 @@
 //! the next sweep, because a watch may still start there.
 
 use super::version_at;
+use crate::mutant::{self, Mutant};
 use crate::storage::layout::{self, Change, Family, meta};
 use crate::storage::{Batch, Read, StateDb, StorageError, codec};
 use crate::types::{Revision, Space};
@@ -67,6 +68,12 @@ pub fn sweep(
         let change: Change = codec::decode("history", value)?;
         if change.space == space {
             forget_before(db, &mut batch, space, &change.key, revision)?;
+            if mutant::is(Mutant::CompactionDropsTombstone)
+                && let Some((at, newest)) = version_at(db, space, &change.key, Revision(i64::MAX))?
+                && newest.tombstone
+            {
+                forget(db, &mut batch, space, &change.key, at, newest.sub);
+            }
             if change.record.is_none() && revision < mark {
                 forget(db, &mut batch, space, &change.key, revision, sub);
             }

@@ -22,6 +22,7 @@ use super::membership::wiped;
 use super::options::{Bootstrap, InitialMember, NodeOptions};
 use super::tasks::ExitReason;
 use crate::env::EnvRef;
+use crate::mutant::{self, Mutant};
 use crate::types::{ClusterId, DiskId, Member, MemberKind, NodeId};
 
 /// How long one peer may take to answer.
@@ -281,7 +282,8 @@ fn decide(
                 own.node, own.name
             ));
         }
-        if reply.asker_disk != 0 && reply.asker_disk != own.start.disk {
+        let other_disk = reply.asker_disk != 0 && reply.asker_disk != own.start.disk;
+        if other_disk && !mutant::is(Mutant::UnsafeMembershipChange) {
             let record = Member { id: own.node, name: own.name.to_owned(), ..Member::default() };
             return Step::Refuse(wiped(&record).to_string());
         }

@@ -170,7 +170,11 @@ async fn notice_removal(core: &Core, joined_index: u64, stop: CancellationToken)
         } else if roster.version() > held {
             return core.exit.announce(ExitReason::Removed);
         }
-        let told = if core.leadership().here { None } else { ask_around(core, &roster, &mut turn).await };
+        // The newest membership says whom to ask: after a crash the committed one
+        // is what the state's last flush knew, which may be nothing, and nobody
+        // tells a removed member of another.
+        let newest = core.roster();
+        let told = if core.leadership().here { None } else { ask_around(core, &newest, &mut turn).await };
         if told.is_some_and(|version| version > held) {
             return core.exit.announce(ExitReason::Removed);
         }

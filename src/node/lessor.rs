@@ -20,7 +20,9 @@ use super::core::{Core, internal};
 use super::propose::Proposer;
 use super::read::Reads;
 use super::tasks::Tasks;
+use crate::env::off_thread;
 use crate::machine::Effect;
+use crate::mutant::{self, Mutant};
 use crate::mvcc::View;
 use crate::storage::layout::{Family, LeaseRecord, SessionRecord, parse_lease, prefix_end};
 use crate::storage::{Read, codec};
@@ -242,6 +244,14 @@ impl Lessor {
         Arc::new(Lessor { env, clocks: Mutex::default(), running, wake })
     }
 
+    /// The clock that leases run by.
+    fn now(&self) -> Duration {
+        match mutant::is(Mutant::LeaseByWallClock) {
+            true => Duration::from_millis(self.env.wall_ms()),
+            false => self.env.monotonic(),
+        }
+    }
+
     /// Hears what apply did. Called by the applying thread: takes one lock.
     pub fn on_effects(&self, effects: &[Effect]) {
         if effects.is_empty() {
@@ -259,7 +269,7 @@ impl Lessor {
             meanwhile.extend(effects.iter().cloned());
         }
         if clocks.term != 0 {
-            let now = self.env.monotonic();
+            let now = self.now();
             for effect in effects {
                 clocks.take(now, effect.clone());
             }
@@ -299,7 +309,7 @@ impl Lessor {
         if clocks.term != term {
             return Ok(None);
         }
-        let now = self.env.monotonic();
+        let now = self.now();
         metrics::counter!(telemetry::LEASE_KEEP_ALIVES).increment(1);
         Ok(Some(clocks.renew(now, id).unwrap_or(0)))
     }
@@ -317,7 +327,7 @@ impl Lessor {
         if clocks.term != term {
             return Ok(None);
         }
-        let now = self.env.monotonic();
+        let now = self.now();
         let gone = LeaseTimes { ttl_s: -1, granted_ttl_s: 0 };
         Ok(Some(clocks.leases.get(&id).map_or(gone, |clock| {
             let remaining = if clock.expiring { Duration::ZERO } else { clock.deadline.saturating_sub(now) };
@@ -418,12 +428,12 @@ impl Lessor {
         // by them, which changes nothing.
         self.clocks.lock().meanwhile = Some(Vec::new());
         let view = core.view();
-        let loaded = tokio::task::spawn_blocking(move || load(&view)).await.map_err(internal)?;
+        let loaded = off_thread(&self.env, move || load(&view)).await.map_err(internal)?;
         let (leases, sessions) = loaded.inspect_err(|error| {
             core.fail(error);
         })?;
         let mut clocks = self.clocks.lock();
-        let now = self.env.monotonic() + core.options.election_timeout;
+        let now = self.now() + core.options.election_timeout;
         for (id, record) in leases {
             clocks.grant(now, id, record.ttl_s, record.remaining_s);
         }
@@ -450,7 +460,7 @@ impl Lessor {
             let mut clocks = self.clocks.lock();
             metrics::gauge!(telemetry::LEASES).set(clocks.leases.len() as f64);
             metrics::gauge!(telemetry::SESSIONS).set(clocks.sessions.len() as f64);
-            let now = self.env.monotonic();
+            let now = self.now();
             clocks.due_now(now)
         };
         let mut operations = Vec::new();

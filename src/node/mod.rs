@@ -23,6 +23,8 @@ mod lessor;
 mod maintenance;
 mod membership;
 mod options;
+#[cfg(feature = "mutants")]
+mod paused;
 mod propose;
 mod read;
 mod recover;

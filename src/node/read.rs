@@ -17,6 +17,7 @@ use super::NodeError;
 use super::control::{Answer, Ask};
 use super::core::{Core, Pause};
 use super::tasks::Tasks;
+use crate::mutant::{self, Mutant};
 use crate::telemetry;
 use crate::types::NodeId;
 
@@ -78,6 +79,13 @@ impl Reads {
 
     /// Returns when this node's view holds everything acknowledged before the call.
     pub async fn barrier(&self, deadline: Instant) -> Result<(), NodeError> {
+        if mutant::is(Mutant::ReadWithoutReadIndex) {
+            return Ok(());
+        }
+        #[cfg(feature = "mutants")]
+        if mutant::is(Mutant::LeaseReadPausedClock) && super::paused::holds_lease(&self.core) {
+            return Ok(());
+        }
         let started = Instant::now();
         metrics::counter!(telemetry::READ_BARRIERS).increment(1);
         let waited = match self.confirm(deadline).await {

@@ -27,7 +27,7 @@ use super::propose::Proposer;
 use super::read::Reads;
 use super::tasks::{Exit, ExitReason, Tasks};
 use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
-use crate::env::EnvRef;
+use crate::env::{EnvRef, off_thread};
 use crate::machine::{Effect, Machine, Observer};
 use crate::mvcc::{Published, View};
 use crate::raft::{
@@ -46,7 +46,7 @@ const JOINED_FILE: &str = "JOINED";
 const REMOVED_FILE: &str = "REMOVED";
 
 /// Makes the transport over the directory of the members.
-pub type MakeTransport = Box<dyn FnOnce(Arc<Directory>) -> Arc<dyn Transport> + Send>;
+pub type MakeTransport = Box<dyn FnOnce(Arc<Directory>) -> Arc<dyn Transport> + Send + Sync>;
 
 /// What a node is put together from.
 pub struct NodeParts {
@@ -66,6 +66,8 @@ pub struct NodeParts {
     pub data_dir: DataDirOptions,
     /// Apply inside openraft's task and not on a thread: for simulations.
     pub inline: bool,
+    /// The log, where it is not the data directory's own: for simulations.
+    pub log: Option<Arc<dyn LogEngine>>,
 }
 
 /// Everything of a running node.
@@ -169,7 +171,8 @@ impl Node {
         parts.options.check()?;
         let (path, dir_options, env) =
             (parts.options.data_dir.clone(), parts.data_dir.clone(), parts.env.clone());
-        let data_dir = on_disk(move || DataDir::open(&path, dir_options, &env)).await?;
+        let opening = env.clone();
+        let data_dir = on_disk(&env, move || DataDir::open(&path, dir_options, &opening)).await?;
         let data_dir = Arc::new(data_dir);
         parts.fatal = freeing_ballast(parts.fatal, data_dir.clone());
         let place = place(&parts, &data_dir).await?;
@@ -271,15 +274,20 @@ fn write_durably(path: &Path, content: &[u8]) -> Result<(), NodeError> {
 
 async fn open(parts: &NodeParts, data_dir: &Arc<DataDir>, place: Place) -> Result<Stores, NodeError> {
     let (env, fatal, options) = (parts.env.clone(), parts.fatal.clone(), parts.options.clone());
-    let data_dir = data_dir.clone();
-    let mut stores = on_disk(move || {
+    let (data_dir, given) = (data_dir.clone(), parts.log.clone());
+    let mut stores = on_disk(&parts.env, move || {
         let hook = Arc::new(move |error: &StorageError| fatal.raise(error));
         let db = StateDb::open(&data_dir.state_path(), &options.state)?;
         let machine = Machine::open(db.clone())?;
         let published = machine.published();
         let applied = machine.applied();
-        let engine = RocksLog::open(&data_dir.raft_path(), &RocksLogOptions::default(), env, hook)?;
-        let engine: Arc<dyn LogEngine> = Arc::new(engine);
+        let engine: Arc<dyn LogEngine> = match given {
+            Some(engine) => engine,
+            None => {
+                let (path, log_options) = (data_dir.raft_path(), RocksLogOptions::default());
+                Arc::new(RocksLog::open(&path, &log_options, env, hook)?)
+            }
+        };
         let applied_index = (applied.index > 0).then_some(applied.index);
         let log_store = LogStore::open(engine.clone(), &LogStoreOptions::default(), applied_index)?;
         let snapshots = Arc::new(SnapshotStore::open(&data_dir.snapshots_path(), place.cluster_id)?);
@@ -302,9 +310,10 @@ async fn open(parts: &NodeParts, data_dir: &Arc<DataDir>, place: Place) -> Resul
 }
 
 async fn on_disk<T: Send + 'static>(
+    env: &EnvRef,
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, NodeError> {
-    tokio::task::spawn_blocking(work).await.map_err(internal)?.map_err(refused)
+    off_thread(env, work).await.map_err(internal)?.map_err(refused)
 }
 
 /// A disk that is refused is for the operator to look at; the rest is damage.
@@ -468,7 +477,7 @@ impl Inner {
 
     pub async fn defragment(&self) -> Result<(), NodeError> {
         let live = self.raft.live().clone();
-        tokio::task::spawn_blocking(move || live.db().compact()).await.map_err(internal)
+        off_thread(&self.core.env, move || live.db().compact()).await.map_err(internal)
     }
 
     pub async fn snapshot_file(&self) -> Result<SnapshotFile, NodeError> {

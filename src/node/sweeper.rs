@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::core::Core;
 use super::start::Ears;
 use super::tasks::Tasks;
+use crate::env::off_thread;
 use crate::mvcc::{SweepProgress, sweep};
 use crate::raft::LiveState;
 use crate::storage::StorageError;
@@ -45,7 +46,7 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision) -
     loop {
         let db = live.db();
         let started = core.env.monotonic();
-        let step = tokio::task::spawn_blocking(move || sweep(&db, space, mark, STEP_CHANGES));
+        let step = off_thread(&core.env, move || sweep(&db, space, mark, STEP_CHANGES));
         let done: Result<SweepProgress, StorageError> = match step.await {
             Ok(done) => done,
             // The runtime is going down.

@@ -5,6 +5,8 @@
 
 mod applier;
 mod config;
+#[cfg(feature = "mutants")]
+mod early;
 mod fatal;
 mod log_store;
 mod network;

@@ -26,6 +26,7 @@ use super::transport::{
 };
 use super::types::{LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote};
 use super::{Raft, record};
+use crate::env::{EnvRef, off_thread};
 use crate::storage::StorageError;
 use crate::storage::snapshot::{Incoming, Manifest, SnapshotStore};
 use crate::types::NodeId;
@@ -159,13 +160,14 @@ impl Receiver {
         let guard = self.install.clone().try_lock_owned().map_err(|_| busy())?;
         let manifest = Manifest::decode(&manifest).map_err(unusable)?;
         let snapshots = self.snapshots.clone();
-        let incoming = blocking(move || snapshots.receive(manifest)).await?;
+        let incoming = blocking(self.peers.env(), move || snapshots.receive(manifest)).await?;
         Ok(Reception {
             leader,
             guard,
             incoming: Some(incoming),
             received: 0,
             raft: self.raft.clone(),
+            env: self.peers.env().clone(),
             installs: self.installs.clone(),
         })
     }
@@ -196,6 +198,7 @@ pub struct Reception {
     incoming: Option<Incoming>,
     received: u64,
     raft: Raft,
+    env: EnvRef,
     installs: TaskTracker,
 }
 
@@ -210,7 +213,7 @@ impl Reception {
             return Err(PeerError::Failed("the snapshot failed before".to_owned()));
         };
         self.received += bytes.len() as u64;
-        let incoming = blocking(move || incoming.write(&bytes).map(|()| incoming)).await?;
+        let incoming = blocking(&self.env, move || incoming.write(&bytes).map(|()| incoming)).await?;
         self.incoming = Some(incoming);
         Ok(self.received)
     }
@@ -224,13 +227,13 @@ impl Reception {
     /// # Errors
     /// As [`Reception::write`]; [`PeerError::Failed`] when this node is stopping.
     pub async fn install(self) -> Result<Vote, PeerError> {
-        let Reception { leader, guard, incoming, raft, installs, .. } = self;
+        let Reception { leader, guard, incoming, raft, env, installs, .. } = self;
         let Some(incoming) = incoming else {
             return Err(PeerError::Failed("the snapshot failed before".to_owned()));
         };
         let task = installs.spawn(async move {
             let _guard = guard;
-            let received = blocking(move || incoming.finish()).await?;
+            let received = blocking(&env, move || incoming.finish()).await?;
             let meta = snapshot_meta(received.manifest()).map_err(unusable)?;
             if meta.last_log_id.as_ref().is_none_or(|id| id.leader_id > *leader.leader_id()) {
                 // openraft would panic on it, rightly: no leader has such a snapshot.
@@ -267,9 +270,10 @@ pub(super) fn applied_id(position: crate::storage::layout::LogPosition) -> Optio
 }
 
 async fn blocking<T: Send + 'static>(
+    env: &EnvRef,
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, PeerError> {
-    match tokio::task::spawn_blocking(work).await {
+    match off_thread(env, work).await {
         Ok(done) => done.map_err(unusable),
         Err(error) => Err(PeerError::Failed(format!("the disk's thread ended: {error}"))),
     }

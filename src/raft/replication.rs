@@ -127,7 +127,10 @@ impl Network {
         let sent_at = Arc::new(Mutex::new(VecDeque::new()));
         let (sending, env) = (sent_at.clone(), self.peers.env().clone());
         let requests = input.inspect(move |_| sending.lock().push_back(env.monotonic())).boxed();
+        #[cfg(not(feature = "mutants"))]
         let opened = self.peers.append(self.target, requests).await;
+        #[cfg(feature = "mutants")]
+        let opened = super::early::append(&self.peers, self.target, requests).await;
         let answers = opened.map_err(|error| self.rpc_error(RPCTypes::AppendEntries, error))?;
         let this = &*self;
         let answers = stream::unfold(Some(answers), move |answers| {

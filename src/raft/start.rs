@@ -21,7 +21,7 @@ use super::receiver::Receiver;
 use super::replication::NetworkFactory;
 use super::state_machine::{LiveState, StateMachine, StateMachineParts};
 use super::types::TypeConfig;
-use crate::env::EnvRef;
+use crate::env::{EnvRef, off_thread};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{DataDir, StateDb, StateOptions, StorageError, archive};
 
@@ -180,7 +180,7 @@ impl RaftHandle {
             let size_bytes = archive::save(&snapshot, &mut file)?;
             Ok((file, size_bytes))
         };
-        match tokio::task::spawn_blocking(work).await {
+        match off_thread(self.peers.env(), work).await {
             Ok(done) => done,
             Err(error) => Err(StorageError::Refused(format!("the disk's thread ended: {error}"))),
         }
@@ -201,7 +201,7 @@ impl RaftHandle {
         self.receiver.stop().await;
         let thread = self.apply_thread.lock().take();
         let live = self.live.clone();
-        let flushed = tokio::task::spawn_blocking(move || match thread {
+        let flushed = off_thread(self.peers.env(), move || match thread {
             // It flushes last thing. A panic in it has ended the node by its hook.
             Some(thread) => thread.join().map_err(|_| "the thread that applies has panicked".to_owned()),
             None => live.db().flush().map_err(|error| error.to_string()),

@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 
 use super::types::{TypeConfig, Vote};
+use crate::mutant::{self, Mutant};
 use crate::storage::snapshot::StoredSnapshot;
 use crate::types::{ClusterId, DiskId, NodeId};
 
@@ -97,7 +98,8 @@ impl Local {
         if envelope.target != self.node {
             return Err(Refusal::WrongNode { actual: self.node });
         }
-        if envelope.target_disk != 0 && envelope.target_disk != self.disk {
+        let other_disk = envelope.target_disk != 0 && envelope.target_disk != self.disk;
+        if other_disk && !mutant::is(Mutant::UnsafeMembershipChange) {
             return Err(Refusal::WrongDisk { actual: self.disk });
         }
         Ok(())

@@ -73,6 +73,7 @@ impl Rig {
             watch: HubOptions::default(),
             data_dir: DataDirOptions { ballast_bytes: 0 },
             inline: false,
+            log: None,
         };
         let node = Node::start(parts).await.unwrap();
         let metrics = telemetry::metrics_recorder().ok();

@@ -416,14 +416,18 @@ fn remove_if_there(path: &Path) -> Result<(), StorageError> {
     }
 }
 
-/// Syncs every file below `path`, and the directories that name them.
+/// Syncs every file below `path`, and the directories that name them. The
+/// database there may be open already, and its compactions remove files: one
+/// that is gone when its turn comes is not needed any more.
 fn sync_tree(path: &Path) -> Result<(), StorageError> {
     for (_, entry) in entries(path)? {
         if entry.is_dir() {
             sync_tree(&entry)?;
-        } else {
-            let sync = || File::open(&entry)?.sync_all();
-            sync().map_err(|source| io_error(&entry, source))?;
+            continue;
+        }
+        match File::open(&entry).and_then(|file| file.sync_all()) {
+            Err(source) if source.kind() != ErrorKind::NotFound => return Err(io_error(&entry, source)),
+            _ => {}
         }
     }
     sync_dir(path)
@@ -538,6 +542,8 @@ mod tests {
         assert!(!next.exists() && dir.state_path().exists());
         let next = dir.next_state_path().unwrap();
         std::fs::create_dir(&next).unwrap();
+        // A name that is listed and has nothing behind it, as when a compaction removes a table meanwhile.
+        std::os::unix::fs::symlink("gone", next.join("000022.sst")).unwrap();
         dir.switch_state().unwrap();
         assert_eq!(dir.state_path(), next);
         std::fs::create_dir(dir.snapshots_path().join("7.tmp")).unwrap();

@@ -17,6 +17,7 @@ use super::history::{Chunk, Past, PastQuery};
 use super::hub::Hub;
 use super::ring::{Entry, WatchEvent};
 use super::{CreateError, WatchMessage, WatchMessageKind, WatchSpec};
+use crate::mutant::{self, Mutant};
 use crate::storage::StorageError;
 use crate::types::{KeyRange, Revision, Space};
 
@@ -77,7 +78,11 @@ impl WatchStream {
         let id = self.choose_id(id)?;
         let position = self.hub.history.position(spec.space);
         let start = spec.start;
-        let cursor = if start.0 == 0 { position.revision.next() } else { start };
+        let cursor = match start.0 {
+            0 => position.revision.next(),
+            _ if mutant::is(Mutant::WatchSkipsOnResume) && start <= position.revision => start.next(),
+            _ => start,
+        };
         let message = |kind| WatchMessage { watch_id: id, revision: position.revision, kind };
         let compacted = cursor < position.compacted;
         let progress = spec.progress_notify && !compacted;
@@ -143,6 +148,10 @@ impl WatchStream {
     /// together get one answer; a stream without watchers gives none, as in etcd.
     pub fn request_progress(&mut self) {
         let revision = self.revision();
+        if mutant::is(Mutant::ProgressBeforeEvents) {
+            let message = WatchMessage { watch_id: -1, revision, kind: WatchMessageKind::Progress };
+            return self.shared.state.lock().outbox.push_front(message);
+        }
         self.shared.state.lock().progress_all = Some(revision);
         self.matched = Some(self.hub.matched().subscribe());
     }

@@ -117,6 +117,7 @@ impl Cluster {
             watch: HubOptions::default(),
             data_dir: DataDirOptions { ballast_bytes: 0 },
             inline: false,
+            log: None,
         })
         .await?;
         self.network.attach(&url(name), &node);

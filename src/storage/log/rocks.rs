@@ -35,6 +35,7 @@ use super::{
     first_after,
 };
 use crate::env::EnvRef;
+use crate::mutant::{self, Mutant};
 use crate::storage::{StorageError, codec};
 use crate::telemetry;
 
@@ -272,7 +273,12 @@ impl Writer {
                     plan.batch.put_cf(log, key(index), &record);
                     held.append(index, record.len() as u64);
                 }
-                plan.sync = true;
+                plan.sync |= !mutant::is(Mutant::LogNotSynced);
+            }
+            Change::Vote(vote) if mutant::is(Mutant::VoteNotSynced) => {
+                let mut in_memory = WriteOptions::default();
+                in_memory.disable_wal(true);
+                self.db.put_cf_opt(meta, KEY_VOTE, &vote, &in_memory)?;
             }
             Change::Vote(vote) => {
                 plan.batch.put_cf(meta, KEY_VOTE, &vote);
