@@ -11,13 +11,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use mainstay::mutant::Mutant;
+use tokio::time::Instant;
 
 use crate::args::{Args, run_folder};
 use crate::report::{CONTRADICTED, NODE_ENDED};
-use crate::results::Line;
+use crate::results::{Line, command_line};
 use crate::run::Plan;
 
 /// How long one mutant may stay unseen.
@@ -33,7 +35,7 @@ const MARKS: [&str; 2] = ["<!-- mutants -->", "<!-- /mutants -->"];
 
 /// One bug, and what should show it.
 struct Trial {
-    mutant: &'static str,
+    mutant: Mutant,
     workloads: &'static [&'static str],
     nemesis: &'static str,
     /// Beginnings of the claims of which it breaks at least one.
@@ -53,73 +55,73 @@ const AGREED: &str = "agreed: ";
 
 const TRIALS: [Trial; 12] = [
     Trial {
-        mutant: "log-not-synced",
+        mutant: Mutant::LogNotSynced,
         workloads: &["set", "register"],
         nemesis: "power-all,power-majority",
         claims: &[NOTHING_LOST, LINEARIZABLE],
     },
     Trial {
-        mutant: "vote-not-synced",
+        mutant: Mutant::VoteNotSynced,
         workloads: &["register"],
         nemesis: "power-all,kill-all",
         claims: &[LINEARIZABLE, UNIQUE, NODE_ENDED, SERVES],
     },
     Trial {
-        mutant: "read-without-read-index",
+        mutant: Mutant::ReadWithoutReadIndex,
         workloads: &["register"],
         nemesis: "partition-leader-alone",
         claims: &[LINEARIZABLE],
     },
     Trial {
-        mutant: "lease-read-trusting-paused-clock",
+        mutant: Mutant::LeaseReadPausedClock,
         workloads: &["register"],
         nemesis: "pause-leader",
         claims: &[LINEARIZABLE],
     },
     Trial {
-        mutant: "ack-before-quorum",
+        mutant: Mutant::AckBeforeQuorum,
         workloads: &["set", "register"],
         nemesis: "partition-leader-alone",
         claims: &[NOTHING_LOST, LINEARIZABLE],
     },
     Trial {
-        mutant: "replay-not-idempotent",
+        mutant: Mutant::ReplayNotIdempotent,
         workloads: &["kv", "convergence"],
         nemesis: "rolling-restart,kill-one",
         claims: &[AGREE, UNIQUE, REPLAY],
     },
     Trial {
-        mutant: "watch-skips-on-resume",
+        mutant: Mutant::WatchSkipsOnResume,
         workloads: &["watch"],
         nemesis: "kill-one",
         claims: &[RELIABLE, RESUMABLE, CONTINUED, AGREED],
     },
     Trial {
-        mutant: "progress-before-events",
+        mutant: Mutant::ProgressBeforeEvents,
         workloads: &["watch"],
         nemesis: "none",
         claims: &["bookmarkable: "],
     },
     Trial {
-        mutant: "compaction-drops-tombstone",
+        mutant: Mutant::CompactionDropsTombstone,
         workloads: &["watch", "convergence"],
         nemesis: "compact+rolling-restart",
         claims: &[RELIABLE, RESUMABLE, CONTINUED, AGREED, REPLAY, AGREE],
     },
     Trial {
-        mutant: "snapshot-install-silent",
+        mutant: Mutant::SnapshotInstallSilent,
         workloads: &["watch"],
         nemesis: "snapshot-behind",
         claims: &[RELIABLE, RESUMABLE, CONTINUED, AGREED],
     },
     Trial {
-        mutant: "lease-by-wall-clock",
+        mutant: Mutant::LeaseByWallClock,
         workloads: &["lease"],
         nemesis: "clock-jump",
         claims: &["no lease ends before its time", "a lease that nobody keeps alive ends in time"],
     },
     Trial {
-        mutant: "unsafe-membership-change",
+        mutant: Mutant::UnsafeMembershipChange,
         workloads: &["set", "register", "convergence"],
         nemesis: "wiped-member",
         claims: &[NOTHING_LOST, LINEARIZABLE, AGREE],
@@ -145,9 +147,13 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let binary = binary(&args.binary)?;
     let seed = args.seed.unwrap_or_else(|| rand::random::<u32>().into());
     println!("seed {seed}");
-    let chosen = |trial: &&Trial| args.mutant.as_deref().is_none_or(|name| trial.mutant == name);
+    let chosen = |trial: &&Trial| args.mutant.as_deref().is_none_or(|name| trial.mutant.name() == name);
     let trials: Vec<&Trial> = TRIALS.iter().filter(chosen).collect();
     ensure!(!trials.is_empty(), "there is no mutant {:?}", args.mutant);
+    for mutant in Mutant::ALL {
+        let tried = TRIALS.iter().any(|trial| trial.mutant == *mutant);
+        ensure!(tried, "nothing is said to catch {}", mutant.name());
+    }
 
     let mut innocent = true;
     for trial in &trials {
@@ -161,7 +167,7 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     let mut rows = Vec::new();
     for trial in trials {
         let row = attempt(args, trial, &binary, seed)?;
-        println!("{}: {}", trial.mutant, row.result());
+        println!("{}: {}", row.mutant, row.result());
         rows.push(row);
     }
     let table = table(&rows, innocent);
@@ -227,7 +233,7 @@ fn ran(plan: &Plan) -> anyhow::Result<Ran> {
 fn attempt(args: &Args, trial: &Trial, binary: &Path, seed: u64) -> anyhow::Result<Row> {
     let began = Instant::now();
     let mut row = Row {
-        mutant: trial.mutant,
+        mutant: trial.mutant.name(),
         nemesis: trial.nemesis,
         workloads: trial.workloads.join(", "),
         caught: None,
@@ -238,7 +244,7 @@ fn attempt(args: &Args, trial: &Trial, binary: &Path, seed: u64) -> anyhow::Resu
     while row.caught.is_none() && began.elapsed() < LIMIT && broke < BROKEN_MAX {
         row.seed = seed + row.runs as u64;
         row.runs += 1;
-        let objections = match ran(&plan(args, trial, binary, Some(trial.mutant), row.seed)?)? {
+        let objections = match ran(&plan(args, trial, binary, Some(row.mutant), row.seed)?)? {
             Ran::Judged(objections) => objections,
             // A bug may well keep a cluster from coming up. That is no claim broken; the next seed may get further.
             Ran::Broke(said) => {
@@ -248,7 +254,7 @@ fn attempt(args: &Args, trial: &Trial, binary: &Path, seed: u64) -> anyhow::Resu
         };
         row.caught = broken(trial, &objections).map(|claim| (claim, began.elapsed()));
         if row.caught.is_none() {
-            say(&format!("{} under seed {}", trial.mutant, row.seed), &objections);
+            say(&format!("{} under seed {}", row.mutant, row.seed), &objections);
         }
     }
     Ok(row)
@@ -280,8 +286,14 @@ fn table(rows: &[Row], innocent: bool) -> String {
     let mut page = String::new();
     let caught = rows.iter().filter(|row| row.caught.is_some()).count();
     let control = if innocent { "passed" } else { "DID NOT PASS" };
-    let _ =
-        writeln!(page, "{caught} of {} caught. The same build with no bug chosen {control}.\n", rows.len());
+    let date = command_line("date", &["-u", "+%Y-%m-%d %H:%M"]);
+    let commit = command_line("git", &["rev-parse", "--short", "HEAD"]);
+    let _ = writeln!(
+        page,
+        "{date} UTC, commit {commit}: {caught} of {} caught. The same build with no bug chosen {control} under \
+         each of these.\n",
+        rows.len()
+    );
     let _ = writeln!(
         page,
         "| mutant | workloads | faults | caught by | after | seed |\n|---|---|---|---|---|---|"

@@ -52,7 +52,8 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("jepsen")
 }
 
-fn command_line(program: &str, arguments: &[&str]) -> String {
+/// What a command says, on one line; nothing when it does not work.
+pub fn command_line(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(folder()).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }

@@ -63,7 +63,6 @@ const FAMILIES: &[&[Entry]] = &[
     network::FAULTS,
     clock::FAULTS,
     membership::FAULTS,
-    wiped::FAULTS,
     maintenance::FAULTS,
     wiped::FAULTS,
 ];

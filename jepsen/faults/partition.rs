@@ -75,7 +75,9 @@ impl Shape {
             _ if count == 2 => apart(&hosts[..1], others),
             Shape::LeaderMajority => apart(&hosts[..majority], &hosts[majority..]),
             // Which side the leader is on follows from the last of the drawn order.
-            Shape::Halves if hosts[count - 1].is_multiple_of(2) => apart(&hosts[..count / 2], &hosts[count / 2..]),
+            Shape::Halves if hosts[count - 1].is_multiple_of(2) => {
+                apart(&hosts[..count / 2], &hosts[count / 2..])
+            }
             Shape::Halves => apart(&hosts[..count - count / 2], &hosts[count - count / 2..]),
             Shape::Ring if count == 3 => apart(&hosts[..1], &hosts[1..2]),
             Shape::Ring => ring(hosts, majority),
