@@ -4,7 +4,9 @@
 //! Each run carries every workload under one fault. The fault whose cells have
 //! the fewest seconds is next, so that a stopped matrix goes on where it was.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::args::{Args, run_folder};
 use crate::faults::catalogue;

@@ -1,19 +1,20 @@
 //! One run: hosts up, workloads and faults side by side, heal, read, judge.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::full_history::FullHistory;
 use crate::hosts::isolation::Inside;
 use crate::hosts::{Hosts, Shape};
 use crate::judge::verdict::Verdict;
-use crate::judge::{edn, history::History};
+use crate::judge::{edn, history::History, revision_order};
 use crate::nemesis::{self, Nemesis, Rhythm};
 use crate::probe;
 use crate::report::{NodeTrouble, Report};
@@ -223,15 +224,23 @@ async fn settle(context: &Arc<Context>) -> Verdict {
     Verdict::from_findings("every member serves again after healing", context.hosts.members().len(), findings)
 }
 
+/// What every workload claims, and the order of revisions, side by side.
 fn judge(chosen: &[Box<dyn Workload>], history: &History) -> Vec<(&'static str, Verdict)> {
-    let mut verdicts = Vec::new();
-    for workload in chosen {
-        verdicts.extend(workload.judge(history).into_iter().map(|verdict| (workload.name(), verdict)));
-    }
-    // Claims about the whole database come from every workload that makes them; one of each is enough.
-    let mut seen = HashSet::new();
-    verdicts.retain(|(_, verdict)| seen.insert((verdict.claim, verdict.checked)));
-    verdicts
+    thread::scope(|scope| {
+        let order = scope.spawn(|| named("order", revision_order::check(history)));
+        let own: Vec<_> = chosen
+            .iter()
+            .map(|workload| scope.spawn(|| named(workload.name(), workload.judge(history))))
+            .collect();
+        let judged = [order].into_iter().chain(own);
+        judged
+            .flat_map(|judge| judge.join().expect("a checker that panics is a bug of the harness"))
+            .collect()
+    })
+}
+
+fn named(name: &'static str, verdicts: Vec<Verdict>) -> Vec<(&'static str, Verdict)> {
+    verdicts.into_iter().map(|verdict| (name, verdict)).collect()
 }
 
 fn trouble(hosts: &Hosts) -> NodeTrouble {

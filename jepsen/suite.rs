@@ -1,7 +1,9 @@
 //! Several runs in a row, one family of faults each: what `make jepsen` does.
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::args::{Args, run_folder};
 use crate::results::Line;

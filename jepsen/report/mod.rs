@@ -71,11 +71,6 @@ impl Tally {
             Outcome::Unknown(_) => self.unknown += 1,
         }
     }
-
-    /// All of them.
-    pub fn total(&self) -> usize {
-        self.ok + self.failed + self.unknown
-    }
 }
 
 impl Report {

@@ -14,7 +14,6 @@ use crate::context::Context;
 use crate::judge::history::{
     Action, ActionReply, Body, Call, Compare, History, Kv, Operand, Outcome, Relation, Revision, Span, Txn,
 };
-use crate::judge::revision_order;
 use crate::judge::verdict::Verdict;
 
 const NAME: &str = "kv";
@@ -41,8 +40,9 @@ impl Workload for MixedKv {
         Box::pin(async move { crew::read_finally(&context, NAME, Span::prefix("kv/")).await.map(drop) })
     }
 
-    fn judge(&self, history: &History) -> Vec<Verdict> {
-        revision_order::check(history)
+    /// Nothing of its own: it is there for the order of revisions, which every run judges.
+    fn judge(&self, _history: &History) -> Vec<Verdict> {
+        Vec::new()
     }
 }
 

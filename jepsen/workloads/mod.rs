@@ -24,7 +24,6 @@ use anyhow::Context as _;
 
 use crate::context::Context;
 use crate::judge::history::History;
-use crate::judge::revision_order;
 use crate::judge::verdict::Verdict;
 
 /// What a workload does in its own time.
@@ -42,7 +41,8 @@ pub trait Workload: Send + Sync {
     /// After every fault was healed: the reads that its claims need.
     fn finish(&self, context: Arc<Context>) -> Work;
 
-    /// Judges its own part of the history.
+    /// Judges its own part of the history. The order of revisions, which every
+    /// workload's calls are part of, is judged for all of them together.
     fn judge(&self, history: &History) -> Vec<Verdict>;
 }
 
@@ -134,11 +134,4 @@ pub fn by_name(name: &str) -> anyhow::Result<Box<dyn Workload>> {
         format!("no workload `{name}`; there are:\n{}", lines.join("\n"))
     })?;
     Ok((entry.make)())
-}
-
-/// The verdicts on a workload's own claim, and on the order of revisions, which
-/// every workload's calls are part of.
-fn with_order(mut own: Vec<Verdict>, history: &History) -> Vec<Verdict> {
-    own.extend(revision_order::check(history));
-    own
 }
