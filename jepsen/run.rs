@@ -97,11 +97,8 @@ impl Plan {
             let finished = tokio::time::timeout(FINISH_TIME_MAX, workload.finish(context.clone())).await;
             note(&mut harness, workload.name(), finished);
         }
-        note(
-            &mut harness,
-            "full history",
-            tokio::time::timeout(FINISH_TIME_MAX, full_history.finish()).await,
-        );
+        let finished = tokio::time::timeout(FINISH_TIME_MAX, full_history.finish()).await;
+        note(&mut harness, "full history", finished);
         harness.extend(context.hosts.complaints());
         let nodes = trouble(&context.hosts);
         let history = context.history();
@@ -191,6 +188,8 @@ impl Plan {
             let text = match *workload {
                 "register" => edn::register(&report.history, workload),
                 "append" => edn::append(&report.history, workload),
+                "set" => edn::set(&report.history, workload),
+                "bank" => edn::bank(&report.history, workload),
                 _ => edn::generic(&report.history, workload),
             };
             fs::write(self.out.join(format!("{workload}.edn")), text)?;

@@ -67,7 +67,8 @@ fn write_verdicts(page: &mut String, report: &Report) -> fmt::Result {
             Held::Undecided(reason) => ("UNDECIDED", vec![reason.clone()]),
         };
         writeln!(page, "  {mark:<9} {workload:<12} {} ({} checked)", verdict.claim, verdict.checked)?;
-        findings.iter().try_for_each(|finding| writeln!(page, "            {finding}"))?;
+        let note = Some(&verdict.note).filter(|note| !note.is_empty());
+        findings.iter().chain(note).try_for_each(|line| writeln!(page, "            {line}"))?;
     }
     Ok(())
 }

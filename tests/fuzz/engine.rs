@@ -67,17 +67,27 @@ impl Current {
         self.file.write_all_at(&record, 0).expect("the file of the current input can be written");
     }
 
-    /// How many inputs were begun, and the last of them.
-    pub fn get(&self) -> io::Result<(u64, Vec<u8>)> {
-        let mut head = [0; 16];
-        if self.file.metadata()?.len() < 16 {
-            return Ok((0, Vec::new()));
-        }
-        self.file.read_exact_at(&mut head, 0)?;
-        let number = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
-        let mut input = vec![0; number(8) as usize];
-        self.file.read_exact_at(&mut input, 16)?;
-        Ok((number(0), input))
+    /// How many inputs were begun.
+    pub fn begun(&self) -> io::Result<u64> {
+        let mut number = [0; 8];
+        // Nothing stands there yet when the process is new.
+        self.file.read_at(&mut number, 0)?;
+        Ok(u64::from_le_bytes(number))
+    }
+
+    /// The last input that was begun. To be asked when the process has ended, because
+    /// what it is just writing cannot be read.
+    pub fn input(&self) -> io::Result<Vec<u8>> {
+        let bytes = self.whole()?;
+        let Some((head, input)) = bytes.split_first_chunk::<16>() else { return Ok(Vec::new()) };
+        let length = u64::from_le_bytes(head[8..].try_into().expect("8 bytes"));
+        Ok(input[..input.len().min(length as usize)].to_vec())
+    }
+
+    fn whole(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; self.file.metadata()?.len() as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 }
 
@@ -122,7 +132,9 @@ pub fn fuzz(job: &Job<'_>) -> Outcome {
 impl Run<'_> {
     fn replay(&mut self) -> Result<(), String> {
         let kept = inputs_in(&kept_dir(self.job.target));
-        assert!(!kept.is_empty(), "{} has no corpus; see tests/fuzz/README.md", self.job.target.name);
+        // Something to damage, while a new target has no corpus.
+        let first = (self.job.target.draw)(&mut Rng::new(self.job.seed));
+        self.corpus.push(first.bytes);
         for bytes in kept.into_iter().chain(inputs_in(self.job.work_dir)) {
             let input = Input { bytes, is_whole: false };
             self.run(&input)?;
@@ -232,7 +244,7 @@ pub fn judge(target: &Target, input: &Input) -> Seen {
 }
 
 /// How long this thread has been on a processor.
-fn worked() -> Duration {
+pub fn worked() -> Duration {
     let figures = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = figures.split(' ').next().and_then(|figure| figure.parse().ok());
     Duration::from_nanos(nanoseconds.expect("Linux tells how long a thread has run"))

@@ -19,6 +19,7 @@ mod engine;
 mod memory;
 mod mutate;
 mod scratch;
+mod self_check;
 mod supervise;
 mod targets;
 
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use engine::{Current, Job, Outcome};
-use supervise::Worker;
+use supervise::{STANDSTILL, Worker};
 use targets::{Input, TARGETS, Target};
 
 #[global_allocator]
@@ -116,9 +117,11 @@ fn run(asked: Asked) -> Result<ExitCode, String> {
 }
 
 fn find(name: &str) -> Result<&'static Target, String> {
+    let wrong = self_check::WRONG.iter().map(|(target, _)| target);
     let names = || TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(", ");
     TARGETS
         .iter()
+        .chain(wrong)
         .find(|target| target.name == name)
         .ok_or_else(|| format!("no target {name:?}; there are {}", names()))
 }
@@ -146,15 +149,28 @@ fn orchestrate(chosen: &[&'static Target], asked: &Asked) -> Result<ExitCode, St
     let seed = asked.seed.unwrap_or(SEED);
     let duration = asked.duration.unwrap_or(Duration::from_secs(1));
     let failed = |error: std::io::Error| error.to_string();
+    let jobs = asked.jobs.unwrap_or(JOBS);
+    if asked.targets.is_empty() && asked.filters.is_empty() {
+        let unnoticed = self_check::unnoticed(jobs).map_err(failed)?;
+        if !unnoticed.is_empty() {
+            return Err(format!("decoders that are wrong on purpose went unnoticed: {unnoticed:#?}"));
+        }
+        println!("{} decoders that are wrong on purpose were caught", self_check::WRONG.len());
+        if let Some(bare) =
+            chosen.iter().find(|target| engine::inputs_in(&engine::kept_dir(target)).is_empty())
+        {
+            return Err(format!("{} has no corpus; tests/fuzz/README.md says how to make one", bare.name));
+        }
+    }
     let mut waiting = chosen.iter();
     let mut running: Vec<Worker> = Vec::new();
     let mut failures = 0;
     println!("fuzzing {} targets, {duration:?} each, seed {seed}", chosen.len());
     loop {
-        while running.len() < asked.jobs.unwrap_or(JOBS)
+        while running.len() < jobs
             && let Some(target) = waiting.next()
         {
-            running.push(Worker::start(target, seed, duration).map_err(failed)?);
+            running.push(Worker::start(target, seed, duration, STANDSTILL, false).map_err(failed)?);
         }
         if running.is_empty() {
             break;

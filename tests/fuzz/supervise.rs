@@ -12,8 +12,13 @@ use crate::targets::Target;
 
 /// The file of the input that is being run, in the worker's scratch directory.
 pub const CURRENT: &str = "current";
-/// A target that begins no new input for this long stands still.
-const STANDSTILL: Duration = Duration::from_secs(60);
+/// A target that works for this long without beginning a new input is caught in
+/// one. It is its own work that counts, because the machine may be busy.
+pub const STANDSTILL: Duration = Duration::from_secs(20);
+/// One that only waits, and does not work, is ended after this long.
+const ASLEEP: Duration = Duration::from_secs(300);
+/// Linux counts a process's work in hundredths of a second.
+const TICK: Duration = Duration::from_millis(10);
 
 /// What a worker's process came to.
 pub struct Report {
@@ -35,12 +40,23 @@ pub struct Worker {
     child: Child,
     current: Current,
     _scratch: tempfile::TempDir,
+    standstill: Duration,
     begun: u64,
+    /// The process's work when that was seen, in hundredths of a second.
+    earlier_ticks: u64,
     seen: Instant,
 }
 
 impl Worker {
-    pub fn start(target: &'static Target, seed: u64, duration: Duration) -> std::io::Result<Worker> {
+    /// Starts one. When it works for `standstill` without a new input, it is ended. What a
+    /// panic prints goes nowhere when it is `quiet`.
+    pub fn start(
+        target: &'static Target,
+        seed: u64,
+        duration: Duration,
+        standstill: Duration,
+        quiet: bool,
+    ) -> std::io::Result<Worker> {
         let scratch = new_dir()?;
         let current = Current::open(&scratch.path().join(CURRENT))?;
         let child = Command::new(std::env::current_exe()?)
@@ -50,8 +66,18 @@ impl Worker {
             .arg(scratch.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(if quiet { Stdio::null() } else { Stdio::inherit() })
             .spawn()?;
-        Ok(Worker { target, child, current, _scratch: scratch, begun: 0, seen: Instant::now() })
+        Ok(Worker {
+            target,
+            child,
+            current,
+            _scratch: scratch,
+            standstill,
+            begun: 0,
+            earlier_ticks: 0,
+            seen: Instant::now(),
+        })
     }
 
     /// The report, once it has ended one way or another.
@@ -70,21 +96,31 @@ impl Worker {
             };
             return Ok(Some(Report { target: self.target, figures: line, failure }));
         }
-        let (begun, _) = self.current.get()?;
+        let begun = self.current.begun()?;
         if begun != self.begun {
             (self.begun, self.seen) = (begun, Instant::now());
-        } else if self.seen.elapsed() > STANDSTILL {
+            self.earlier_ticks += (self.worked()?.as_millis() / TICK.as_millis()) as u64;
+        } else if self.worked()? > self.standstill || self.seen.elapsed() > ASLEEP {
             self.child.kill()?;
             self.child.wait()?;
-            let failure = self.keep(&format!("it did not end within {STANDSTILL:?}"))?;
+            let failure = self.keep(&format!("it did not end within {:?}", self.standstill))?;
             return Ok(Some(Report { target: self.target, figures: String::new(), failure: Some(failure) }));
         }
         Ok(None)
     }
 
+    /// How long the process has worked since it began its last input, as far as was seen.
+    fn worked(&self) -> std::io::Result<Duration> {
+        let figures = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // After the name, which may hold anything, in brackets: state, and ten more before the times.
+        let after = figures.rsplit_once(") ").map_or("", |(_, after)| after);
+        let ticks = after.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+        Ok(TICK * (ticks.sum::<u64>().saturating_sub(self.earlier_ticks)) as u32)
+    }
+
     /// Keeps the input that was being run.
     fn keep(&self, reason: &str) -> std::io::Result<(PathBuf, String)> {
-        let (_, input) = self.current.get()?;
+        let input = self.current.input()?;
         let dir = work_dir(self.target.name).join("failed");
         std::fs::create_dir_all(&dir)?;
         let path = dir.join(name_of(&input));

@@ -127,6 +127,10 @@ impl Client {
     /// Reads, from a confirmed leader's state or from whatever the node has.
     pub async fn read(&mut self, query: RangeQuery, linearizable: bool) {
         let place = self.choose();
+        self.read_at(place, query, linearizable).await;
+    }
+
+    pub async fn read_at(&mut self, place: usize, query: RangeQuery, linearizable: bool) {
         let (tag, floor) = self.world.oracle().begin();
         let asked = query.clone();
         let work = self.world.at(place, &mut self.chance, move |node| async move {

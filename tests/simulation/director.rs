@@ -29,7 +29,7 @@ use crate::world::{Order, PLACES, World, draw_weather};
 /// How long writes may take to flow after everything was healed.
 const FLOW_MAX: Duration = Duration::from_secs(10);
 /// How long members may take to hold the same.
-const CONVERGE_MAX: Duration = Duration::from_secs(20);
+const CONVERGE_MAX: Duration = Duration::from_secs(30);
 
 /// What those who break things share.
 #[derive(Clone, Default)]

@@ -27,7 +27,7 @@ const RETRANSMIT_MS_MAX: u64 = 12_000;
 const RETRANSMIT_MS: u64 = 120;
 /// How long the end of a stream whose other end fell silent takes to find out:
 /// the peers' keep-alive interval and timeout.
-const KEEP_ALIVE_MS: u64 = 15_000;
+pub const KEEP_ALIVE_MS: u64 = 15_000;
 
 /// How messages are treated, per thousand where it is a share.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,11 @@
 //! Courses that are not drawn but written down: what a seed once found, and
 //! what must be met in every run of the tests whatever the seeds draw.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+use mainstay::types::{KeyRange, LeaseId, Operation, RangeQuery, Reply, Space};
 use tokio::time::Instant;
 
 use crate::clients::{Client, Told};
@@ -22,6 +25,8 @@ pub const ALL: &[&str] = &[
     "wiped-member-comes-back",
     "disk-fails",
     "members-come-and-go",
+    "wall-clocks-jump",
+    "leader-stands-still",
 ];
 
 /// Members of every scenario's cluster.
@@ -40,6 +45,8 @@ pub async fn play(name: String, world: World) {
         "wiped-member-comes-back" => wiped_member_comes_back(&world).await,
         "disk-fails" => disk_fails(&world).await,
         "members-come-and-go" => members_come_and_go(&world).await,
+        "wall-clocks-jump" => wall_clocks_jump(&world).await,
+        "leader-stands-still" => leader_stands_still(&world).await,
         other => world.trace.violation(format_args!("no scenario is called {other:?}")),
     }
 }
@@ -286,4 +293,60 @@ async fn members_come_and_go(world: &World) {
     }
     director::converge(world.clone(), Trouble::default()).await;
     world.oracle().at_the_end();
+}
+
+/// Every wall clock jumps forward and back: no lease ends before its time, and
+/// every one ends soon after it.
+async fn wall_clocks_jump(world: &World) {
+    let mut client = Client::new(world, "holder".to_owned());
+    for jump in [300_000, -300_000, -300_000, 300_000] {
+        let id = LeaseId((client.chance.next() >> 1) as i64 | 1);
+        let asked_ms = world.trace.now_ms();
+        let told = client.propose(Operation::LeaseGrant { id, ttl_s: 5 }, None).await;
+        let Told::Reply(Reply { outcome: Ok(_), .. }) = told else {
+            return world.trace.violation("no lease is granted");
+        };
+        world.oracle().promised(id, asked_ms, 5);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        world.trace.count("wall clocks jumped");
+        for face in faces(&world.faces).iter() {
+            face.wall_offset_ms.fetch_add(jump, Ordering::Relaxed);
+        }
+        let ended = || !world.oracle().model().has_lease(id);
+        if !until(world, Duration::from_secs(9), "a lease that nobody keeps ends", ended).await {
+            return;
+        }
+    }
+}
+
+/// The leader is stopped while the others elect another and go on. Reads that
+/// reach it meanwhile are answered when it goes on, and must not be old.
+async fn leader_stands_still(world: &World) {
+    for round in 0..5 {
+        let leads = || world.leader().is_some();
+        if !until(world, Duration::from_secs(20), "somebody leads", leads).await {
+            return;
+        }
+        let Some(leader) = world.leader() else { continue };
+        if !write(world, &[leader], 3).await {
+            return;
+        }
+        world.trace.count("pauses");
+        faces(&world.faces)[leader].paused_until_ms = world.trace.now_ms() + 5000;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let others: Vec<usize> = (0..MEMBERS).filter(|place| *place != leader).collect();
+        if !write(world, &others, 5).await {
+            return;
+        }
+        let reading: Vec<_> = (0..5)
+            .map(|number| {
+                let mut client = Client::new(world, format!("reader {round} {number}"));
+                let query = RangeQuery::all(Space::User, KeyRange::Single(Bytes::from_static(b"probe")));
+                tokio::spawn(async move { client.read_at(leader, query, true).await })
+            })
+            .collect();
+        if futures_util::future::join_all(reading).await.iter().any(Result::is_err) {
+            return world.trace.violation("a reader ended badly");
+        }
+    }
 }

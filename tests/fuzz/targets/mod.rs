@@ -77,7 +77,7 @@ pub static TARGETS: &[Target] = &[
 ];
 
 /// What most targets start from.
-const BASE: Target = Target {
+pub const BASE: Target = Target {
     name: "",
     what: "",
     draw: |_| Input { bytes: Vec::new(), is_whole: false },
