@@ -99,7 +99,7 @@ impl CliError {
     /// Whether an answer did not fit into a message: fewer keys at once may.
     pub fn is_too_large(&self) -> bool {
         let CliError::Client(ClientError::Refused { message, .. }) = self else { return false };
-        ["too large", "larger than", "returns more than"].iter().any(|words| message.contains(words))
+        ["too large", "larger than", "would have more than"].iter().any(|words| message.contains(words))
     }
 
     /// Whether a lease could not be created because it is there.

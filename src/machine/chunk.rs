@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Effect;
+use super::{Effect, REPLY_BYTES_MAX};
 use crate::mvcc::{self, Found, Keys, ReadError, Visit};
 use crate::storage::layout::{self, Change, Family, Record, VersionRef};
 use crate::storage::{Batch, Read, StateDb, StorageError, codec};
-use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space};
+use crate::types::{
+    ApplyError, Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space,
+};
 
 /// Bytes of recently written records that are kept at most, beyond one chunk.
 const RECENT_BYTES_MAX: usize = 16 << 20;
@@ -58,6 +60,8 @@ pub(super) struct Transaction {
     pub revision: Revision,
     pub actor: Option<Arc<str>>,
     pub time_ms: u64,
+    /// What its answer may still grow by.
+    pub reply_bytes_left: usize,
     changes: Vec<Made>,
 }
 
@@ -71,7 +75,19 @@ struct Made {
 
 impl Transaction {
     pub fn new(revision: Revision, actor: Option<Arc<str>>, time_ms: u64) -> Transaction {
-        Transaction { revision, actor, time_ms, changes: Vec::new() }
+        Transaction { revision, actor, time_ms, reply_bytes_left: REPLY_BYTES_MAX, changes: Vec::new() }
+    }
+
+    /// Counts records that the answer will have.
+    ///
+    /// # Errors
+    /// `ReplyTooLarge` when they are more than one answer may have.
+    pub fn returns(&mut self, kvs: &[KeyValue]) -> Result<(), ApplyError> {
+        let bytes = kvs.iter().map(KeyValue::footprint).sum();
+        let left = self.reply_bytes_left.checked_sub(bytes);
+        self.reply_bytes_left =
+            left.ok_or(ApplyError::ReplyTooLarge { limit_bytes: REPLY_BYTES_MAX as u64 })?;
+        Ok(())
     }
 
     /// Sets or removes a key that stood as `prev`.

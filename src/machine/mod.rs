@@ -52,9 +52,11 @@ pub enum Payload {
     Membership(Bytes),
 }
 
-/// The most bytes of keys and values that one range inside a transaction may
-/// return. Part of what a command means, so the same on every replica.
-const TXN_RANGE_BYTES_MAX: usize = 32 << 20;
+/// The most bytes of records that one command may return, in all its ranges
+/// and previous records together, so that its reply fits into a message between
+/// members; a record of the largest size fits. Part of what a command means, so
+/// the same on every replica.
+const REPLY_BYTES_MAX: usize = 40 << 20;
 
 /// The batch size at which a chunk is written out before its end.
 const CHUNK_BYTES_MAX: usize = 8 << 20;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::txn::matches;
 use crate::mvcc::{self, Keys, ReadError, View};
-use crate::types::{ApplyError, Compare, Txn, TxnOp, TxnOpReply, TxnReply};
+use crate::types::{ApplyError, Compare, KeyValue, Txn, TxnOp, TxnOpReply, TxnReply};
 
 /// Whether a transaction can change nothing, whichever branches it takes.
 pub fn is_read_only(txn: &Txn) -> bool {
@@ -36,7 +36,7 @@ fn run(view: &View, txn: &Txn, budget_bytes: usize, left: &mut usize) -> Result<
             TxnOp::Range(query) => {
                 let reply = mvcc::range(&view.data, view.marks(query.space), query, *left);
                 let reply = reply.map_err(|error| whole_budget(error, budget_bytes))?;
-                let used: usize = reply.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+                let used: usize = reply.kvs.iter().map(KeyValue::footprint).sum();
                 *left = left.saturating_sub(used);
                 TxnOpReply::Range(reply)
             }
@@ -50,8 +50,8 @@ fn run(view: &View, txn: &Txn, budget_bytes: usize, left: &mut usize) -> Result<
 /// The limit told is the whole transaction's, not what its last range had left.
 fn whole_budget(error: ReadError, budget_bytes: usize) -> ReadError {
     match error {
-        ReadError::Refused(ApplyError::RangeTooLarge { .. }) => {
-            ReadError::Refused(ApplyError::RangeTooLarge { limit_bytes: budget_bytes as u64 })
+        ReadError::Refused(ApplyError::ReplyTooLarge { .. }) => {
+            ReadError::Refused(ApplyError::ReplyTooLarge { limit_bytes: budget_bytes as u64 })
         }
         other => other,
     }

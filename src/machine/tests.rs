@@ -9,7 +9,8 @@ use super::*;
 use crate::mvcc::{self, EventQuery, SweepProgress, View};
 use crate::storage::StateOptions;
 use crate::types::{
-    Compare, CompareOp, CompareTarget, EventKind, KeyValue, Put, RangeQuery, RequestId, Txn, TxnOp,
+    Compare, CompareOp, CompareTarget, DeleteRange, EventKind, KeyValue, Put, RangeQuery, RequestId, Txn,
+    TxnOp,
 };
 
 mod scripts;
@@ -385,6 +386,35 @@ fn a_retry_is_applied_once_also_after_a_restart() {
     let renewed = rig.machine.sessions()[0].1.renewed;
     rig.one(Operation::SessionExpire { term: 1, sessions: vec![(id, renewed)] });
     assert_eq!(refused(&rig.apply(vec![write(5, "f", 0)])[0]), ApplyError::SessionNotFound { session: id });
+}
+
+#[test]
+fn an_answer_that_would_be_too_large_is_refused_and_changes_nothing() {
+    let mut rig = Rig::new();
+    let large = "x".repeat(15 << 20);
+    for key in ["a", "b"] {
+        rig.one(Operation::Put(put(key, &large, 0)));
+    }
+    let everything = || KeyRange::from_wire(Bytes::from_static(b"a"), Bytes::from_static(b"c"));
+    let read = |times: usize| {
+        let mut success = vec![TxnOp::Put(put("new", "1", 0))];
+        success.extend((0..times).map(|_| TxnOp::Range(user(everything()))));
+        Operation::Txn(Txn { compare: Vec::new(), success, failure: Vec::new() })
+    };
+    let before = rig.view().revision;
+    // Each of the two ranges alone is not too much.
+    let reply = rig.one(read(2));
+    assert!(matches!(reply.outcome, Err(ApplyError::ReplyTooLarge { .. })), "{:?}", reply.outcome);
+    assert_eq!(rig.view().revision, before);
+    assert_eq!(rig.range(&user(single("new"))).unwrap(), []);
+    assert!(rig.one(read(1)).outcome.is_ok());
+
+    rig.one(Operation::Put(put("b2", &large, 0)));
+    let delete =
+        |prev_kv| Operation::DeleteRange(DeleteRange { space: Space::User, range: everything(), prev_kv });
+    let reply = rig.one(delete(true));
+    assert!(matches!(reply.outcome, Err(ApplyError::ReplyTooLarge { .. })), "{:?}", reply.outcome);
+    assert!(matches!(rig.one(delete(false)).outcome, Ok(Outcome::DeleteRange { deleted: 3, .. })));
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //!
 //! A transaction is checked whole against the state before it, and only then
 //! done: what can be refused is refused before anything is changed. The one
-//! refusal in the middle, a range that returns too much, undoes the rest.
+//! refusal in the middle, an answer that grows too large, undoes the rest.
 
 use std::ops::ControlFlow;
 
 use super::chunk::{Layers, Transaction, key_value};
-use super::{ApplyFailure, Machine, TXN_RANGE_BYTES_MAX};
+use super::{ApplyFailure, Machine, REPLY_BYTES_MAX};
 use crate::mvcc::{self, Keys, Marks};
 
 use crate::storage::layout::Record;
@@ -39,6 +39,7 @@ impl Machine {
             Some(prev) if put.prev_kv => Some(key_value(put.key.clone(), prev.clone())),
             _ => None,
         };
+        tx.returns(reply.as_slice())?;
         tx.change(&mut self.chunk, put.space, put.key, Some(record), prev);
         Ok(reply)
     }
@@ -59,6 +60,7 @@ impl Machine {
         for (key, record) in found {
             if delete.prev_kv {
                 prev.push(key_value(key.clone(), record.clone()));
+                tx.returns(&prev[prev.len() - 1..])?;
             }
             tx.change(&mut self.chunk, delete.space, key, None, Some(record));
         }
@@ -95,7 +97,7 @@ impl Machine {
         let mut responses = Vec::new();
         for op in if plan.succeeded { txn.success } else { txn.failure } {
             responses.push(match op {
-                TxnOp::Range(query) => TxnOpReply::Range(self.read(&query)?),
+                TxnOp::Range(query) => TxnOpReply::Range(self.read(tx, &query)?),
                 TxnOp::Put(put) => TxnOpReply::Put { prev: self.put(tx, put)? },
                 TxnOp::DeleteRange(delete) => {
                     let (deleted, prev) = self.delete_range(tx, &delete)?;
@@ -134,13 +136,16 @@ impl Machine {
     /// A range inside a transaction: at the head it sees the transaction's own
     /// changes; at a revision it reads the disk, to which `apply` has written
     /// out everything before the transaction.
-    fn read(&self, query: &RangeQuery) -> Result<RangeReply, ApplyFailure> {
-        if query.revision.0 <= 0 {
-            return Ok(mvcc::range_at_head(&self.layers(), query, TXN_RANGE_BYTES_MAX)?);
-        }
-        let compacted = self.state.compacted(query.space);
-        let marks = Marks { revision: self.state.revision, compacted };
-        Ok(mvcc::range(&self.db, marks, query, TXN_RANGE_BYTES_MAX)?)
+    fn read(&self, tx: &mut Transaction, query: &RangeQuery) -> Result<RangeReply, ApplyFailure> {
+        let reply = if query.revision.0 <= 0 {
+            mvcc::range_at_head(&self.layers(), query, REPLY_BYTES_MAX)?
+        } else {
+            let compacted = self.state.compacted(query.space);
+            let marks = Marks { revision: self.state.revision, compacted };
+            mvcc::range(&self.db, marks, query, REPLY_BYTES_MAX)?
+        };
+        tx.returns(&reply.kvs)?;
+        Ok(reply)
     }
 
     fn holds(&self, compare: &Compare) -> Result<bool, ApplyFailure> {

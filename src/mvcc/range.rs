@@ -100,7 +100,7 @@ impl<R: Read> Keys for R {
 ///
 /// # Errors
 /// `Compacted` or `FutureRevision` for a revision that cannot be read,
-/// `RangeTooLarge` beyond the budget, and storage errors.
+/// `ReplyTooLarge` beyond the budget, and storage errors.
 pub fn range<R: Read>(
     data: &R,
     marks: Marks,
@@ -119,7 +119,7 @@ pub fn range<R: Read>(
 /// Answers a range query from the newest state, whatever revision it names.
 ///
 /// # Errors
-/// `RangeTooLarge`, and storage errors.
+/// `ReplyTooLarge`, and storage errors.
 pub fn range_at_head<K: Keys>(
     data: &K,
     query: &RangeQuery,
@@ -264,7 +264,7 @@ impl<'a> Collector<'a> {
         if self.query.keys_only && self.query.sort_target != SortTarget::Value {
             kv.value.clear();
         }
-        self.used_bytes += kv.key.len() + kv.value.len() + size_of::<KeyValue>();
+        self.used_bytes += kv.footprint();
         if self.piece {
             let kept = self.reply.kvs.len();
             let limit = usize::try_from(self.query.limit).unwrap_or(usize::MAX);
@@ -276,7 +276,7 @@ impl<'a> Collector<'a> {
             return Ok(());
         }
         if self.used_bytes > self.budget_bytes {
-            return Err(ApplyError::RangeTooLarge { limit_bytes: self.budget_bytes as u64 });
+            return Err(ApplyError::ReplyTooLarge { limit_bytes: self.budget_bytes as u64 });
         }
         self.reply.kvs.push(kv);
         Ok(())

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
@@ -300,6 +301,9 @@ fn is_command(body: &[u8]) -> bool {
     codec::decode::<Command>("a forwarded command", body).is_ok()
 }
 
+/// Results are sent no later than when they have this many bytes together.
+const RESULTS_BYTES_MAX: usize = 8 << 20;
+
 /// Sends results as they come, as many at a time as are ready.
 async fn report(
     admitted: Vec<(u64, Admitted)>,
@@ -307,11 +311,12 @@ async fn report(
     results: mpsc::Sender<Vec<ForwardResult>>,
     leader: NodeId,
 ) {
-    let mut ready = Vec::new();
+    let (mut ready, mut ready_bytes) = (Vec::new(), 0);
     for (sequence, room) in admitted {
         let outcome = match written.next().now_or_never() {
             Some(outcome) => outcome,
             None => {
+                ready_bytes = 0;
                 if !ready.is_empty() && results.send(std::mem::take(&mut ready)).await.is_err() {
                     return;
                 }
@@ -321,7 +326,16 @@ async fn report(
         drop(room);
         let outcome = match outcome {
             Some(Outcome::Applied { index, reply }) => {
-                ForwardOutcome::Applied { index, reply: codec::encode(&reply).into() }
+                let reply = Bytes::from(codec::encode(&reply));
+                // Two large replies together could be more than one message may have.
+                if ready_bytes + reply.len() > RESULTS_BYTES_MAX && !ready.is_empty() {
+                    ready_bytes = 0;
+                    if results.send(std::mem::take(&mut ready)).await.is_err() {
+                        return;
+                    }
+                }
+                ready_bytes += reply.len();
+                ForwardOutcome::Applied { index, reply }
             }
             Some(Outcome::Rejected { too_many }) => ForwardOutcome::Rejected { leader, too_many },
             Some(Outcome::Unknown) | None => ForwardOutcome::Unknown,

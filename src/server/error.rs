@@ -94,7 +94,7 @@ impl ServeError {
     pub(crate) fn of_read(node: &Node, error: ReadError) -> ServeError {
         match error {
             ReadError::Refused(refused) => {
-                if matches!(refused, ApplyError::RangeTooLarge { .. }) {
+                if matches!(refused, ApplyError::ReplyTooLarge { .. }) {
                     metrics::counter!(telemetry::RANGES_TOO_LARGE).increment(1);
                 }
                 refused.into()
@@ -178,7 +178,7 @@ fn apply_code(error: &ApplyError) -> Code {
         ApplyError::LeaseExists
         | ApplyError::SessionNotFound { .. }
         | ApplyError::SequenceAcknowledged { .. } => Code::FailedPrecondition,
-        ApplyError::NoSpace | ApplyError::SessionLimit { .. } | ApplyError::RangeTooLarge { .. } => {
+        ApplyError::NoSpace | ApplyError::SessionLimit { .. } | ApplyError::ReplyTooLarge { .. } => {
             Code::ResourceExhausted
         }
         ApplyError::Corrupt => Code::DataLoss,

@@ -54,9 +54,12 @@ pub enum ApplyError {
         /// The limit.
         limit: u64,
     },
-    /// The range inside a transaction would return more than one request may.
-    #[error("mainstay: the range of the transaction returns more than {limit_bytes} bytes; set a limit")]
-    RangeTooLarge {
+    /// The answer would have more than one request may return: in a range inside a
+    /// transaction, or in previous records.
+    #[error(
+        "mainstay: the answer would have more than {limit_bytes} bytes; set a limit, or ask for less at once"
+    )]
+    ReplyTooLarge {
         /// The limit in bytes.
         limit_bytes: u64,
     },

@@ -22,6 +22,13 @@ pub struct KeyValue {
     pub value: Bytes,
 }
 
+impl KeyValue {
+    /// What it counts for where answers are limited, in bytes.
+    pub fn footprint(&self) -> usize {
+        self.key.len() + self.value.len() + size_of::<KeyValue>()
+    }
+}
+
 /// etcd's Range: which keys, at which revision, filtered, sorted and cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RangeQuery {
