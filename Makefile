@@ -47,8 +47,9 @@ fuzz: tools-test ## give every decoder damaged bytes, FUZZ_MINUTES (10) each, fr
 fmt: ## format the sources (the check is `cargo fmt --check`)
 	cargo fmt
 
-lint: tools-build ## clippy, warnings denied
+lint: tools-test ## clippy, warnings denied; the harness and the mutants too, which are no part of `make test`
 	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --features mutants --bin mainstay-mutants --test jepsen -- -D warnings
 
 doc: tools-build ## the API's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
