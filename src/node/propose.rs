@@ -280,7 +280,8 @@ pub(super) async fn write_batch(core: &Core, bodies: Vec<Bytes>) -> Result<Write
     let stamp = core.stamp();
     let proposals = bodies.into_iter().map(|body| Proposal { time_ms: stamp, body });
     let results = core.raft.client_write_many(proposals).await.map_err(|fatal| core.fail(fatal))?;
-    Ok(results.map(outcome).boxed())
+    // Raft that is stopping ends the stream early, and whoever waits for the rest asks on: fused, it says so again.
+    Ok(results.fuse().map(outcome).boxed())
 }
 
 type RaftResult = Result<openraft::raft::WriteResult<TypeConfig>, openraft::errors::Fatal<TypeConfig>>;
