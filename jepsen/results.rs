@@ -45,7 +45,7 @@ pub struct FaultTime {
 /// A cell of the matrix counts when its workload ran this long under the fault.
 pub const CELL_SECONDS_MIN: f64 = 10.0;
 
-/// The first lines of `RESULTS.md`, kept by hand.
+/// Ends the part of `RESULTS.md` that is not made from the record.
 const MARK: &str = "<!-- below this line: written by `make jepsen-long` -->";
 
 fn folder() -> PathBuf {
