@@ -80,9 +80,8 @@ pub(super) async fn enter(
             }
             be_let_in(dialer, env, &urls, JoinRequest { claim: true, ..request }).await
         }
-        Bootstrap::Join { address, kind } => {
-            be_let_in(dialer, env, std::slice::from_ref(address), JoinRequest { kind: *kind, ..request })
-                .await
+        Bootstrap::Join { addresses, kind } => {
+            be_let_in(dialer, env, addresses, JoinRequest { kind: *kind, ..request }).await
         }
     }
 }

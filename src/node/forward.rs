@@ -1,8 +1,10 @@
 //! Proposals of a follower on their way to the leader, and their arrival there.
 //!
 //! One pipelined link per leader. What was handed to a link that broke is in
-//! doubt; what was not yet handed over is certainly in no log. A link to a
-//! former leader lives on until its answers are in, or for one request timeout.
+//! doubt; what was not yet handed over is certainly in no log. A link that owes
+//! answers and is silent for one request timeout is given up: nobody waits for
+//! them any longer, and the next link may be to a leader that is there. So a
+//! link to a former leader lives on until its answers are in, or for as long.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -135,21 +137,28 @@ async fn exchange(
     let mut outgoing: Option<Vec<Pending>> = None;
     // The last sequence of each message that is not answered yet.
     let mut messages: VecDeque<u64> = VecDeque::new();
-    // Set when the leader was replaced: how long its answers are waited for.
-    let mut drain_until: Option<Instant> = None;
+    // Set when the leader was replaced and only answers are waited for.
+    let mut draining = false;
+    let silence_max = core.options.request_timeout();
+    // The last answer, or when the link began to owe one. The timer looks at it only when it
+    // fires, so that an answer does not cost setting one.
+    let mut heard = Instant::now();
+    let mut silence = std::pin::pin!(tokio::time::sleep(silence_max));
     loop {
-        if drain_until.is_some() && waiting.is_empty() && outgoing.is_none() {
+        let owes = !waiting.is_empty() || outgoing.is_some();
+        if draining && !owes {
             return;
         }
-        let far = Instant::now() + core.options.request_timeout();
         while messages.front().is_some_and(|last| !waiting.contains_key(last)) {
             messages.pop_front();
         }
-        let takes_more =
-            outgoing.is_none() && drain_until.is_none() && messages.len() < MESSAGES_IN_FLIGHT_MAX;
+        let takes_more = outgoing.is_none() && !draining && messages.len() < MESSAGES_IN_FLIGHT_MAX;
         tokio::select! {
             results = link.results.next() => match results {
-                Some(results) => settle(waiting, results),
+                Some(results) => {
+                    heard = Instant::now();
+                    settle(waiting, results);
+                }
                 None => break,
             },
             // Both directions at once: a full link must not stop its answers.
@@ -168,11 +177,21 @@ async fn exchange(
                     {
                         batch.extend(more);
                     }
+                    if !owes {
+                        heard = Instant::now();
+                    }
                     outgoing = Some(batch);
                 }
-                None => drain_until = Some(far),
+                None => draining = true,
             },
-            () = tokio::time::sleep_until(drain_until.unwrap_or(far)), if drain_until.is_some() => break,
+            () = &mut silence => {
+                if owes && heard.elapsed() >= silence_max {
+                    tracing::debug!("the forwarding link is silent and given up");
+                    break;
+                }
+                let since = if owes { heard } else { Instant::now() };
+                silence.as_mut().reset(since + silence_max);
+            }
         }
     }
     reject(outgoing.unwrap_or_default(), false);

@@ -103,8 +103,9 @@ pub enum Bootstrap {
     },
     /// Asks a running cluster to be let in.
     Join {
-        /// Any member's peer or client URL.
-        address: String,
+        /// Members' peer or client URLs, asked in turn; one that is removed or down
+        /// meanwhile does no harm while another is there.
+        addresses: Vec<String>,
         /// What it wants to be.
         kind: MemberKind,
     },
@@ -177,8 +178,8 @@ impl NodeOptions {
             Bootstrap::Initial { members, .. } | Bootstrap::Existing { members } => {
                 self.check_members(members)
             }
-            Bootstrap::Join { address, .. } if address.is_empty() => {
-                invalid("join must name a member's address".to_owned())
+            Bootstrap::Join { addresses, .. } if addresses.is_empty() => {
+                invalid("join must name at least one member's address".to_owned())
             }
             Bootstrap::Join { .. } => Ok(()),
         }

@@ -285,8 +285,10 @@ fn bootstrap(values: &Values, name: &str, peer_urls: &[String]) -> Result<Bootst
                 return Err(SettingsError::Conflict(text));
             }
         }
-        let address = units::url(&join.text).map_err(|reason| values.refuse("join", reason))?;
-        return Ok(Bootstrap::Join { address: address.to_string(), kind });
+        let addresses = join.text.split(',').map(|text| units::url(text).map(|url| url.to_string()));
+        let addresses = addresses.collect::<std::result::Result<_, _>>();
+        let addresses = addresses.map_err(|reason| values.refuse("join", reason))?;
+        return Ok(Bootstrap::Join { addresses, kind });
     }
     if values.text("kind").is_some() {
         let text = "kind goes with join; a member of initial-cluster is a voter".to_owned();

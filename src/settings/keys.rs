@@ -51,7 +51,7 @@ settings! {
         "new" "Whether the cluster is new, or this node was added to it with MemberAdd";
     initial_cluster_token "initial-cluster-token" <"TOKEN">
         "mainstay-cluster" "Keeps new clusters with equal members apart";
-    join "join" <"URL"> "none" "Join the cluster of the member at this URL (client or peer), instead of initial-cluster";
+    join "join" <"URL,..."> "none" "Join the cluster of the members at these URLs (client or peer), instead of initial-cluster";
     kind "kind" <"voter|learner|observer"> "voter" "What to become with --join";
     heartbeat_interval "heartbeat-interval" <"TIME"> "100ms" "How often a leader shows that it lives";
     election_timeout "election-timeout" <"TIME"> "1s" "How long a lost leader goes unnoticed";

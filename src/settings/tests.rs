@@ -132,6 +132,7 @@ fn bad_values_name_the_key_and_the_fix() {
             "--join http://h:1 --initial-cluster default=http://localhost:2380",
             &["join and initial-cluster exclude"],
         ),
+        ("--join http://h:1,h:2", &["join", "write http://HOST:PORT"]),
         ("--kind observer", &["kind goes with join"]),
         ("--join http://h:1 --kind boss", &["kind", "voter, learner or observer"]),
         ("--name a,b", &["name", "comma"]),
@@ -146,13 +147,14 @@ fn bad_values_name_the_key_and_the_fix() {
 #[test]
 fn joining_keeps_the_kind_and_revision_compaction_the_count() {
     let settings = load(
-        "--join http://10.0.0.1:2379 --kind observer --auto-compaction-mode revision \
+        "--join http://10.0.0.1:2379,http://10.0.0.2:2379 --kind observer --auto-compaction-mode revision \
          --auto-compaction-retention 1000 --quota-backend-bytes -1",
         &[],
         None,
     )
     .unwrap();
-    let expected = Bootstrap::Join { address: "http://10.0.0.1:2379".to_owned(), kind: MemberKind::Observer };
+    let addresses = vec!["http://10.0.0.1:2379".to_owned(), "http://10.0.0.2:2379".to_owned()];
+    let expected = Bootstrap::Join { addresses, kind: MemberKind::Observer };
     assert_eq!(settings.node.bootstrap, expected);
     assert_eq!(settings.node.auto_compaction, AutoCompaction::Revisions(1000));
     assert_eq!(settings.node.quota_bytes, 0);

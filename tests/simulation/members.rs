@@ -92,9 +92,12 @@ async fn join(client: &mut Client, trouble: &Trouble, place: usize) {
     let through = client.choose();
     let kind =
         *client.chance.pick(&[MemberKind::Voter, MemberKind::Voter, MemberKind::Voter, MemberKind::Observer]);
+    // The one it asks first may be removed before it answers; then it asks the others.
+    let others = (0..PLACES).filter(|other| *other != place && *other != through);
+    let addresses = std::iter::once(through).chain(others).map(url).collect();
     {
         let mut faces = faces(&client.world.faces);
-        faces[place].bootstrap = Bootstrap::Join { address: url(through), kind };
+        faces[place].bootstrap = Bootstrap::Join { addresses, kind };
         faces[place].in_use = true;
     }
     client.world.trace.line(format_args!("n{} joins through n{} as {kind}", place + 1, through + 1));

@@ -459,10 +459,10 @@ impl<Q: Send + 'static, A: Send + 'static> Breakable for Duplex<Q, A> {
 }
 
 impl Network {
-    /// Registers a stream, so that it can break. Whether it breaks as it opens.
+    /// Registers a stream, so that it can break.
     pub fn watch_over<Q: Send + 'static, A: Send + 'static>(&self, way: Way, stream: &Arc<Duplex<Q, A>>) {
         let weak: Weak<dyn Breakable> = Arc::downgrade(&(stream.clone() as Arc<dyn Breakable>));
-        // Set once: a stream is registered when it has opened.
+        // Set once: a stream is registered before it opens.
         let _ = (stream.there.whole.set(weak.clone()), stream.back.whole.set(weak.clone()));
         self.state().streams.push((way.from, way.to, weak));
     }

@@ -120,8 +120,9 @@ impl Link {
                     Ok(())
                 }
             };
-            network.clone().call(Call { way, envelope: Some(to), repeatable: false }, open).await?;
+            // From here on, because the other end may open it and be gone before the answer is here.
             network.watch_over(way, &duplex);
+            network.clone().call(Call { way, envelope: Some(to), repeatable: false }, open).await?;
             let alive = CancellationToken::new();
             tokio::spawn(pump(network, duplex, requests, alive.clone()));
             Ok(Answers { from: answers, _alive: alive.drop_guard() }.boxed())

@@ -20,7 +20,7 @@ use crate::watch::HubOptions;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Cluster {
-    network: Arc<Network>,
+    pub network: Arc<Network>,
     root: tempfile::TempDir,
     initial: Vec<InitialMember>,
     bootstraps: BTreeMap<String, Bootstrap>,
@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     pub async fn join(&mut self, name: &str, kind: MemberKind, through: &str) -> Result<(), NodeError> {
-        self.bootstraps.insert(name.to_owned(), Bootstrap::Join { address: url(through), kind });
+        self.bootstraps.insert(name.to_owned(), Bootstrap::Join { addresses: vec![url(through)], kind });
         self.reopen(name).await
     }
 

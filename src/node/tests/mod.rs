@@ -5,6 +5,7 @@ mod cluster;
 mod network;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -246,6 +247,24 @@ async fn without_a_quorum_nothing_is_acknowledged_and_it_ends_in_time() {
     put(cluster.node(&leader), "k", "2").await;
     cluster.node(&others[0]).read_barrier().await.unwrap();
     assert_eq!(get(cluster.node(&others[0]), "k").as_deref(), Some("2"));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forwarding_link_that_falls_silent_is_given_up() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.names().into_iter().find(|name| *name != leader).unwrap();
+    let node = cluster.node(&follower);
+    cluster.network.mute.store(true, Ordering::Relaxed);
+    let lost = node.propose(put_operation("silent", "1"), ProposeContext::default()).await;
+    assert!(lost.is_err(), "{lost:?}");
+    cluster.network.mute.store(false, Ordering::Relaxed);
+    // The link's own time began a little after the proposal's.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Its place among the unanswered messages must not stay taken: the next goes over a new link.
+    let next = node.propose(put_operation("silent", "2"), ProposeContext::default()).await;
+    assert!(next.is_ok(), "{next:?}");
     cluster.stop().await;
 }
 

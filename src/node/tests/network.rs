@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ use crate::wire::peer_v1::{ControlAskRequest, ControlForwardBatch};
 #[derive(Default)]
 pub struct Network {
     nodes: Mutex<HashMap<String, Node>>,
+    /// Forwarding links that are opened while this is set never bring an answer.
+    pub mute: AtomicBool,
 }
 
 impl Network {
@@ -147,6 +150,9 @@ impl Transport for NetworkTransport {
         let network = self.0.clone();
         async move {
             assert_eq!(path, FORWARD_PATH);
+            if network.mute.load(Ordering::Relaxed) {
+                return Ok(bodies.filter_map(|_| std::future::ready(None)).boxed());
+            }
             let node = network.reach(&to)?;
             node.check_sender(to.sender).map_err(PeerError::Failed)?;
             let (end, results) = forward_end(bodies.map(ControlForwardBatch::decode).boxed());
