@@ -5,7 +5,6 @@
 //! write is repeated only if it surely was not done or carries a request id.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +13,11 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::ClientError;
+use super::routing::{CallKind, Route, Router};
 use crate::env::{EnvRef, SystemEnv};
 use crate::resilience::{Backoff, BackoffOptions, Budget, BudgetOptions};
 use crate::types::RequestId;
-use crate::wire::channel::{self, ChannelOptions};
+use crate::wire::channel::ChannelOptions;
 use crate::wire::metadata as names;
 
 /// How a client behaves.
@@ -50,10 +50,7 @@ impl Default for ClientOptions {
 
 /// What all clones of a client share.
 struct Shared {
-    /// Never empty.
-    channels: Vec<Channel>,
-    /// Counts up when the current endpoint fails; modulo the number of them.
-    current: AtomicUsize,
+    router: Arc<Router>,
     budget: Mutex<Budget>,
     options: ClientOptions,
     env: EnvRef,
@@ -77,19 +74,9 @@ pub(super) enum Nature {
 
 impl Calls {
     pub(super) fn new(endpoints: &[String], options: ClientOptions) -> Result<Calls, ClientError> {
-        let channels = endpoints
-            .iter()
-            .map(|address| channel::connect(address, &options.channel))
-            .collect::<Result<Vec<_>, _>>()?;
-        if channels.is_empty() {
-            return Err(ClientError::NoEndpoints);
-        }
         let env = SystemEnv::shared();
-        // Clients spread over the endpoints instead of all using the first.
-        let first = (env.random_u64() % channels.len() as u64) as usize;
         let shared = Shared {
-            channels,
-            current: AtomicUsize::new(first),
+            router: Arc::new(Router::new(endpoints, &options.channel, &env)?),
             budget: Mutex::new(Budget::new(options.budget)),
             options,
             env,
@@ -129,17 +116,9 @@ impl Calls {
         request
     }
 
-    /// The endpoint in use and its place in the order.
-    pub(super) fn endpoint(&self) -> (usize, Channel) {
-        let turn = self.shared.current.load(Ordering::Relaxed);
-        (turn, self.shared.channels[turn % self.shared.channels.len()].clone())
-    }
-
-    /// Goes on to the next endpoint, unless another call has done so already.
-    pub(super) fn leave(&self, turn: usize) {
-        let next = turn.wrapping_add(1);
-        // Losing the race means that another call has moved on, which is as good.
-        let _ = self.shared.current.compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
+    /// An endpoint for a stream.
+    pub(super) fn route(&self, kind: CallKind, key: Option<&[u8]>) -> Route {
+        self.shared.router.pick(kind, key, &[])
     }
 
     /// Makes a call, again if that is safe and may help, within the request
@@ -191,13 +170,14 @@ impl Calls {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let mut backoff = Backoff::new(self.shared.options.backoff);
+        let kind = if nature == Nature::Read { CallKind::Read } else { CallKind::Write };
         loop {
-            let (turn, channel) = self.endpoint();
+            let route = self.route(kind, None);
             let mut request = self.request(message.clone());
             if let Some(limit) = limit {
                 request.set_timeout(limit);
             }
-            let error = match call(channel, request).await {
+            let error = match call(route.channel(), request).await {
                 Ok(response) => {
                     self.budget().on_success();
                     return Ok(response.into_inner());
@@ -207,7 +187,7 @@ impl Calls {
             if !error.may_retry() {
                 return Err(error);
             }
-            self.leave(turn);
+            route.failed();
             let affordable = self.budget().on_failure();
             let last = backoff.failures() + 1 >= self.shared.options.attempts_max;
             if last || !affordable || !self.is_safe_again(&error) {
@@ -231,7 +211,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn calls(endpoints: &[&str]) -> Calls {
         let endpoints: Vec<String> = endpoints.iter().map(|address| (*address).to_owned()).collect();
@@ -288,9 +268,9 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_final_and_keeps_the_endpoint() {
         let calls = calls(&["a:1", "b:1"]);
-        let (before, _) = calls.endpoint();
+        let before = calls.route(CallKind::Read, None).address().to_owned();
         assert_eq!(asked(&calls, Nature::Read, || Status::invalid_argument("no")).await, 1);
-        assert_eq!(calls.endpoint().0, before);
+        assert_eq!(calls.route(CallKind::Read, None).address(), before);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::calls::Nature;
+use super::routing::CallKind;
 use super::{Client, ClientError};
 use crate::resilience::Backoff;
 use crate::types::LeaseId;
@@ -65,15 +66,15 @@ impl LeaseKeeper {
     async fn keep_unlimited(&mut self) -> Result<i64, ClientError> {
         let mut backoff = Backoff::new(self.client.calls.options().backoff);
         loop {
-            let (turn, channel) = self.client.calls.endpoint();
-            match self.keep_once(channel).await {
+            let route = self.client.calls.route(CallKind::Stream, None);
+            match self.keep_once(route.channel()).await {
                 Ok(0) => return Err(ClientError::LeaseGone { id: self.id.0 }),
                 Ok(ttl_s) => return Ok(ttl_s),
                 Err(error) if !error.may_retry() => return Err(error),
                 // Keeping a lease twice is harmless, so doubt is no reason to stop.
                 Err(_) => {
                     self.stream = None;
-                    self.client.calls.leave(turn);
+                    route.failed();
                     tokio::time::sleep(backoff.next_wait(self.client.calls.env().random_u64())).await;
                 }
             }

@@ -3,7 +3,7 @@
 //! It goes on to another endpoint when one fails, repeats what is safe to
 //! repeat, and resumes watches where they broke off. It never repeats a write
 //! whose outcome is unknown, unless the write carries a request id: see
-//! [`Session`]. It holds no cache and runs no task of its own.
+//! [`Session`]. It runs no task of its own.
 //!
 //! ```no_run
 //! use mainstay::client::{Client, ClientError, GetOptions};
@@ -26,6 +26,8 @@ mod error;
 mod kv;
 mod lease;
 mod lock;
+mod mirror;
+mod routing;
 mod session;
 mod watch;
 
@@ -34,6 +36,8 @@ pub use cluster::SnapshotPiece;
 pub use error::ClientError;
 pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuilder, TxnResult, compare};
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
+pub use mirror::{Mirror, MirrorUpdate};
+pub use routing::CallKind;
 pub use session::{Session, SessionWrite};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::routing::{CallKind, Route};
 use super::{Client, ClientError};
 use crate::resilience::Backoff;
 use crate::types::{Event, KeyRange, Revision};
@@ -87,11 +88,14 @@ pub struct Watch {
 /// One connection of a watch. Dropping it ends the watch at the server.
 #[derive(Debug)]
 struct Link {
-    turn: usize,
-    /// Held so that the request side stays open.
-    _requests: mpsc::Sender<pb::WatchRequest>,
+    route: Route,
+    /// Open for as long as the watch is wanted.
+    requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
 }
+
+/// The two sides of a stream.
+type Opened = (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>);
 
 impl Client {
     /// Starts a watch; returns when the server has it, so that no later change
@@ -114,6 +118,16 @@ impl Client {
 }
 
 impl Watch {
+    /// Asks the server to say soon how far what it has sent reaches; the answer
+    /// is a batch without events. Nothing happens while there is no connection,
+    /// or while such a request is on its way.
+    pub fn request_progress(&self) {
+        if let Some(link) = &self.link {
+            let request = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
+            let _ = link.requests.try_send(pb::WatchRequest { request_union: Some(request) });
+        }
+    }
+
     /// Waits for the next batch, over as many connections as it takes.
     /// Dropping the future loses nothing.
     ///
@@ -187,14 +201,15 @@ impl Watch {
                 let random = self.client.calls.env().random_u64();
                 tokio::time::sleep(self.backoff.next_wait(random).max(Duration::from_millis(1))).await;
             }
-            let (turn, channel) = self.client.calls.endpoint();
-            match self.open(turn, channel).await {
-                Ok(link) => {
+            let route = self.client.calls.route(CallKind::Stream, Some(self.options.range.start()));
+            match self.open(&route).await {
+                Ok((requests, responses)) => {
+                    let link = Link { route, requests, responses };
                     self.link = Some(link);
                     self.backoff.reset();
                 }
                 Err(error) if error.may_retry() => {
-                    self.client.calls.leave(turn);
+                    route.failed();
                     self.backoff.next_wait(0);
                 }
                 Err(error) => return Err(error),
@@ -203,14 +218,14 @@ impl Watch {
         Ok(())
     }
 
-    async fn open(&mut self, turn: usize, channel: tonic::transport::Channel) -> Result<Link, ClientError> {
+    async fn open(&mut self, route: &Route) -> Result<Opened, ClientError> {
         let failed = |status| ClientError::from_status(status, false);
         let lost = || ClientError::Unknown { message: "the stream ended".into(), write: false };
-        // Only the one request that creates the watch is ever sent.
-        let (requests, outgoing) = mpsc::channel(1);
+        // The request that creates the watch, and now and then one for progress.
+        let (requests, outgoing) = mpsc::channel(2);
         requests.send(self.create_request()).await.map_err(|_| lost())?;
         let outgoing = self.client.calls.request(ReceiverStream::new(outgoing));
-        let mut responses = WatchClient::new(channel)
+        let mut responses = WatchClient::new(route.channel())
             .max_decoding_message_size(usize::MAX)
             .watch(outgoing)
             .await
@@ -227,7 +242,7 @@ impl Watch {
         if self.next.0 == 0 {
             self.next = at.next();
         }
-        Ok(Link { turn, _requests: requests, responses })
+        Ok((requests, responses))
     }
 
     fn create_request(&self) -> pb::WatchRequest {
@@ -255,7 +270,7 @@ impl Watch {
     /// Gives the connection up and goes on to another endpoint.
     fn unlink(&mut self) {
         if let Some(link) = self.link.take() {
-            self.client.calls.leave(link.turn);
+            link.route.failed();
         }
         self.backoff.next_wait(0);
     }
