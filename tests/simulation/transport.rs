@@ -241,17 +241,18 @@ impl Transport for Link {
                 }
             });
             within(timeouts.idle, begin).await?;
-            let mut reader = snapshot.reader();
-            while let Some(chunk) = reader.next().map_err(|error| PeerError::Disk(error.to_string()))? {
+            for part in parts(&snapshot)? {
                 if this.network.breaks() {
                     return Err(PeerError::Lost("the connection broke".to_owned()));
                 }
                 let keep = held.clone();
                 let write = this.call(to, false, move |_| {
-                    let (keep, chunk) = (keep.clone(), chunk.clone());
+                    let (keep, part) = (keep.clone(), part.clone());
                     async move {
                         let mut reception = take(&keep)?;
-                        reception.write(chunk).await?;
+                        for chunk in part {
+                            reception.write(chunk).await?;
+                        }
                         *lock(&keep) = Some(reception);
                         Ok(())
                     }
@@ -325,6 +326,22 @@ impl Link {
             let _ = tokio::time::timeout(Duration::from_secs(5), late).await;
         });
     }
+}
+
+/// A snapshot's bytes in as many messages whatever it holds. How many files it has, and how large
+/// they are, hangs on when RocksDB's own threads compacted, which no seed decides.
+fn parts(snapshot: &Arc<StoredSnapshot>) -> Result<[Vec<Bytes>; 8], PeerError> {
+    let mut parts: [Vec<Bytes>; 8] = Default::default();
+    let mut chunks = Vec::new();
+    let mut reader = snapshot.reader();
+    while let Some(chunk) = reader.next().map_err(|error| PeerError::Disk(error.to_string()))? {
+        chunks.push(chunk);
+    }
+    let each = chunks.len().div_ceil(parts.len()).max(1);
+    for (part, chunks) in parts.iter_mut().zip(chunks.chunks(each)) {
+        *part = chunks.to_vec();
+    }
+    Ok(parts)
 }
 
 /// A snapshot's reception, at the receiving node between two messages.
