@@ -20,6 +20,8 @@
 //! # }
 //! ```
 
+mod bind;
+mod cache;
 mod calls;
 mod cluster;
 mod error;
@@ -27,8 +29,10 @@ mod kv;
 mod lease;
 mod lock;
 mod mirror;
+mod policy;
 mod routing;
 mod session;
+mod subscribe;
 mod watch;
 
 pub use calls::ClientOptions;

@@ -33,6 +33,11 @@ mod semantics_lease;
 mod semantics_watch;
 mod semantics_watch_edges;
 
+mod sdk_bind;
+mod sdk_cache;
+mod sdk_etcd;
+mod sdk_retry;
+mod sdk_subscribe;
 mod semantics_cluster;
 mod semantics_lock;
 mod semantics_settings;

@@ -1,0 +1,4 @@
+//! The SDK measured: cache.
+
+/// Runs it.
+pub fn run() {}

@@ -1,0 +1,4 @@
+//! The SDK measured: push.
+
+/// Runs it.
+pub fn run() {}

@@ -1,0 +1,4 @@
+//! The SDK measured: routing.
+
+/// Runs it.
+pub fn run() {}

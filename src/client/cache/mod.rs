@@ -1,0 +1,1 @@
+//! Three levels of read cache behind one type.

@@ -1,0 +1,1 @@
+//! How a call is kept from failing, and from making things worse: one policy around typed calls.

@@ -1,0 +1,1 @@
+//! Subscriptions: filtered, batched and bounded streams of events.
