@@ -35,6 +35,10 @@ mod session;
 mod subscribe;
 mod watch;
 
+pub use cache::{
+    Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
+    OnTrouble, Phase, ScopeState, Unproven,
+};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::ClientError;
