@@ -129,6 +129,11 @@ catalogue! {
     Gauge ALARMS = "mainstay_alarms": "Raised alarms, by kind.";
     Gauge BUILD_INFO = "mainstay_build_info": "Always 1; the version is in the label.";
     Gauge UPTIME_SECONDS = "mainstay_uptime_seconds": "Seconds since the node started.";
+
+    // Clients: which endpoint calls go to.
+    Counter CLIENT_PICKS = "mainstay_client_picks_total": "Endpoints chosen for calls and streams, by strategy.";
+    Counter CLIENT_EJECTIONS = "mainstay_client_ejections_total": "Times an endpoint was left out because calls or health checks failed, by endpoint.";
+    Gauge CLIENT_ENDPOINT_EJECTED = "mainstay_client_endpoint_ejected": "1 while an endpoint is left out, 0 otherwise, by endpoint.";
 }
 
 /// How the log is written.

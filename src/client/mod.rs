@@ -45,7 +45,7 @@ pub use error::ClientError;
 pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuilder, TxnResult, compare};
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
-pub use routing::CallKind;
+pub use routing::{CallKind, EndpointHealth, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 
