@@ -116,6 +116,17 @@ catalogue! {
     Counter LEASE_KEEP_ALIVES = "mainstay_lease_keep_alives_total": "Keep-alives answered by this node as leader.";
     Gauge SESSIONS = "mainstay_sessions": "Sessions for request ids that are open.";
 
+    // Subscriptions of the client.
+    Gauge CLIENT_SUBSCRIPTIONS = "mainstay_client_subscriptions": "Subscriptions that are open.";
+    Counter CLIENT_SUBSCRIPTION_DELIVERED = "mainstay_client_subscription_delivered_total": "Events that subscriptions handed out.";
+    Histogram CLIENT_SUBSCRIPTION_BATCH = "mainstay_client_subscription_batch_entries": "Events in one batch of a subscription.";
+    Counter CLIENT_SUBSCRIPTION_FILTERED = "mainstay_client_subscription_filtered_total": "Events that came from the server and did not match their subscription.";
+    Counter CLIENT_SUBSCRIPTION_MERGED = "mainstay_client_subscription_merged_total": "Queued events replaced by newer ones of their keys.";
+    Counter CLIENT_SUBSCRIPTION_DROPPED = "mainstay_client_subscription_dropped_total": "Queued events dropped because their queue was full.";
+    Counter CLIENT_SUBSCRIPTION_RESUMES = "mainstay_client_subscription_resumes_total": "Times a subscription's watch was begun again where it was.";
+    Counter CLIENT_SUBSCRIPTION_SNAPSHOTS = "mainstay_client_subscription_snapshots_total": "Snapshots that subscriptions got.";
+    Counter CLIENT_SUBSCRIPTION_PANICS = "mainstay_client_subscription_panics_total": "Callbacks of subscriptions that panicked.";
+
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";
     Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";

@@ -47,6 +47,10 @@ pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
 pub use routing::{CallKind, EndpointHealth, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
+pub use subscribe::{
+    Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
+    Subscription, SubscriptionHandle, SubscriptionStats,
+};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 
 use calls::Calls;
