@@ -116,6 +116,11 @@ catalogue! {
     Counter LEASE_KEEP_ALIVES = "mainstay_lease_keep_alives_total": "Keep-alives answered by this node as leader.";
     Gauge SESSIONS = "mainstay_sessions": "Sessions for request ids that are open.";
 
+    // Typed bindings of the SDK.
+    Counter CLIENT_BIND_LOADS = "mainstay_client_bind_loads_total": "Values that typed bindings took, the first one of each included.";
+    Counter CLIENT_BIND_REFUSALS = "mainstay_client_bind_refusals_total": "Changes that typed bindings did not take: the last good value stayed.";
+    Gauge CLIENT_BINDINGS_BEHIND = "mainstay_client_bindings_behind": "Typed bindings that keep an older value because their newest keys are not good.";
+
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";
     Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";

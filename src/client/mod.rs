@@ -35,6 +35,7 @@ mod session;
 mod subscribe;
 mod watch;
 
+pub use bind::{Bind, BindError, BindStatus, Binding, Format};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::ClientError;
