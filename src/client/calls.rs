@@ -42,7 +42,7 @@ impl Default for ClientOptions {
             channel: ChannelOptions::default(),
             request_timeout: Duration::from_secs(10),
             attempts_max: 5,
-            backoff: BackoffOptions { base: Duration::from_millis(25), cap: Duration::from_secs(1) },
+            backoff: BackoffOptions::exponential(Duration::from_millis(25), Duration::from_secs(1)),
             budget: BudgetOptions::default(),
         }
     }
@@ -218,7 +218,7 @@ mod tests {
         let tick = Duration::from_millis(1);
         let options = ClientOptions {
             request_timeout: 200 * tick,
-            backoff: BackoffOptions { base: tick, cap: tick },
+            backoff: BackoffOptions::exponential(tick, tick),
             ..ClientOptions::default()
         };
         Calls::new(&endpoints, options).expect("addresses")

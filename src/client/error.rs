@@ -4,10 +4,11 @@
 use thiserror::Error;
 use tonic::{Code, Status};
 
+use super::cache::CacheError;
 use crate::wire::channel::BadAddress;
 
 /// Why a call gave no answer.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum ClientError {
     /// The server looked at the request and refused it; nothing changed.
     #[error("{message}")]
@@ -55,6 +56,9 @@ pub enum ClientError {
     /// An endpoint is not an address.
     #[error(transparent)]
     BadAddress(#[from] BadAddress),
+    /// The cache has no answer, or cannot be opened.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// No endpoints were given.
     #[error("no endpoints were given")]
     NoEndpoints,

@@ -36,6 +36,10 @@ mod subscribe;
 mod watch;
 
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
+pub use cache::{
+    Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
+    OnTrouble, Phase, ScopeState, Unproven,
+};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::ClientError;
