@@ -35,6 +35,7 @@ mod session;
 mod subscribe;
 mod watch;
 
+pub use bind::{Bind, BindError, BindStatus, Binding, Format};
 pub use cache::{
     Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
     OnTrouble, Phase, ScopeState, Unproven,
