@@ -121,6 +121,17 @@ catalogue! {
     Counter CLIENT_BIND_REFUSALS = "mainstay_client_bind_refusals_total": "Changes that typed bindings did not take: the last good value stayed.";
     Gauge CLIENT_BINDINGS_BEHIND = "mainstay_client_bindings_behind": "Typed bindings that keep an older value because their newest keys are not good.";
 
+    // Subscriptions of the client.
+    Gauge CLIENT_SUBSCRIPTIONS = "mainstay_client_subscriptions": "Subscriptions that are open.";
+    Counter CLIENT_SUBSCRIPTION_DELIVERED = "mainstay_client_subscription_delivered_total": "Events that subscriptions handed out.";
+    Histogram CLIENT_SUBSCRIPTION_BATCH = "mainstay_client_subscription_batch_entries": "Events in one batch of a subscription.";
+    Counter CLIENT_SUBSCRIPTION_FILTERED = "mainstay_client_subscription_filtered_total": "Events that came from the server and did not match their subscription.";
+    Counter CLIENT_SUBSCRIPTION_MERGED = "mainstay_client_subscription_merged_total": "Queued events replaced by newer ones of their keys.";
+    Counter CLIENT_SUBSCRIPTION_DROPPED = "mainstay_client_subscription_dropped_total": "Queued events dropped because their queue was full.";
+    Counter CLIENT_SUBSCRIPTION_RESUMES = "mainstay_client_subscription_resumes_total": "Times a subscription's watch was begun again where it was.";
+    Counter CLIENT_SUBSCRIPTION_SNAPSHOTS = "mainstay_client_subscription_snapshots_total": "Snapshots that subscriptions got.";
+    Counter CLIENT_SUBSCRIPTION_PANICS = "mainstay_client_subscription_panics_total": "Callbacks of subscriptions that panicked.";
+
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";
     Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";
@@ -134,6 +145,11 @@ catalogue! {
     Gauge ALARMS = "mainstay_alarms": "Raised alarms, by kind.";
     Gauge BUILD_INFO = "mainstay_build_info": "Always 1; the version is in the label.";
     Gauge UPTIME_SECONDS = "mainstay_uptime_seconds": "Seconds since the node started.";
+
+    // Clients: which endpoint calls go to.
+    Counter CLIENT_PICKS = "mainstay_client_picks_total": "Endpoints chosen for calls and streams, by strategy.";
+    Counter CLIENT_EJECTIONS = "mainstay_client_ejections_total": "Times an endpoint was left out because calls or health checks failed, by endpoint.";
+    Gauge CLIENT_ENDPOINT_EJECTED = "mainstay_client_endpoint_ejected": "1 while an endpoint is left out, 0 otherwise, by endpoint.";
 }
 
 /// How the log is written.

@@ -53,6 +53,20 @@ pub enum ClientError {
     /// The server's answer cannot be understood.
     #[error("the server's answer cannot be understood: {0}")]
     Protocol(&'static str),
+    /// The server does not have what was asked for; only Mainstay does.
+    #[error("the server does not support {what}; Mainstay does")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// An option has a value that it cannot have.
+    #[error("option `{option}`: {reason}")]
+    BadOption {
+        /// The option's name.
+        option: &'static str,
+        /// What is wrong, and what to give instead.
+        reason: String,
+    },
     /// An endpoint is not an address.
     #[error(transparent)]
     BadAddress(#[from] BadAddress),

@@ -1,0 +1,3 @@
+//! What filters match, what they cover, and how they refuse.
+
+use super::*;

@@ -1,0 +1,3 @@
+//! Queues against models.
+
+use super::*;

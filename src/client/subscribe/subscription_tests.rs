@@ -1,0 +1,3 @@
+//! Delivery in paused time.
+
+use super::*;
