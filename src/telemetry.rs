@@ -116,11 +116,6 @@ catalogue! {
     Counter LEASE_KEEP_ALIVES = "mainstay_lease_keep_alives_total": "Keep-alives answered by this node as leader.";
     Gauge SESSIONS = "mainstay_sessions": "Sessions for request ids that are open.";
 
-    // Typed bindings of the SDK.
-    Counter CLIENT_BIND_LOADS = "mainstay_client_bind_loads_total": "Values that typed bindings took, the first one of each included.";
-    Counter CLIENT_BIND_REFUSALS = "mainstay_client_bind_refusals_total": "Changes that typed bindings did not take: the last good value stayed.";
-    Gauge CLIENT_BINDINGS_BEHIND = "mainstay_client_bindings_behind": "Typed bindings that keep an older value because their newest keys are not good.";
-
     // Subscriptions of the client.
     Gauge CLIENT_SUBSCRIPTIONS = "mainstay_client_subscriptions": "Subscriptions that are open.";
     Counter CLIENT_SUBSCRIPTION_DELIVERED = "mainstay_client_subscription_delivered_total": "Events that subscriptions handed out.";
@@ -131,6 +126,10 @@ catalogue! {
     Counter CLIENT_SUBSCRIPTION_RESUMES = "mainstay_client_subscription_resumes_total": "Times a subscription's watch was begun again where it was.";
     Counter CLIENT_SUBSCRIPTION_SNAPSHOTS = "mainstay_client_subscription_snapshots_total": "Snapshots that subscriptions got.";
     Counter CLIENT_SUBSCRIPTION_PANICS = "mainstay_client_subscription_panics_total": "Callbacks of subscriptions that panicked.";
+    // Typed bindings of the SDK.
+    Counter CLIENT_BIND_LOADS = "mainstay_client_bind_loads_total": "Values that typed bindings took, the first one of each included.";
+    Counter CLIENT_BIND_REFUSALS = "mainstay_client_bind_refusals_total": "Changes that typed bindings did not take: the last good value stayed.";
+    Gauge CLIENT_BINDINGS_BEHIND = "mainstay_client_bindings_behind": "Typed bindings that keep an older value because their newest keys are not good.";
 
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";

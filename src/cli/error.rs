@@ -134,8 +134,14 @@ fn client_exit_code(error: &ClientError) -> u8 {
         ClientError::NotDone { .. } | ClientError::Unknown { .. } => UNAVAILABLE,
         ClientError::Compacted { .. } => CONFLICT,
         ClientError::LeaseGone { .. } => NOT_FOUND,
-        ClientError::BadAddress(_) | ClientError::NoEndpoints | ClientError::BadMetadata { .. } => USAGE,
-        ClientError::WatchCanceled { .. } | ClientError::Protocol(_) => ERROR,
+        ClientError::BadAddress(_)
+        | ClientError::NoEndpoints
+        | ClientError::BadMetadata { .. }
+        | ClientError::BadOption { .. } => USAGE,
+        ClientError::WatchCanceled { .. }
+        | ClientError::Protocol(_)
+        | ClientError::Unsupported { .. }
+        | ClientError::Cache(_) => ERROR,
     }
 }
 

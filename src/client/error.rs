@@ -59,14 +59,6 @@ pub enum ClientError {
         /// What was asked for.
         what: &'static str,
     },
-    /// An option has a value that it cannot have.
-    #[error("option `{option}`: {reason}")]
-    BadOption {
-        /// The option's name.
-        option: &'static str,
-        /// What is wrong, and what to give instead.
-        reason: String,
-    },
     /// An endpoint is not an address.
     #[error(transparent)]
     BadAddress(#[from] BadAddress),

@@ -42,7 +42,7 @@ const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Waits before reconnecting, drawn evenly from zero to the ceiling: a thousand
 /// watches that lost the same member do not come back in one instant.
 const RECONNECT: BackoffOptions =
-    BackoffOptions { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
+    BackoffOptions::exponential(Duration::from_millis(100), Duration::from_secs(2));
 /// The watch id of an answer that is about the whole stream.
 const WHOLE_STREAM: i64 = -1;
 

@@ -36,7 +36,7 @@ pub(super) trait Source: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Result<MirrorUpdate, ClientError>> + Send;
 
     /// Asks for an update that says how far the keys are known.
-    fn request_progress(&self);
+    fn request_progress(&mut self);
 }
 
 impl Source for Mirror {
@@ -44,7 +44,7 @@ impl Source for Mirror {
         Mirror::next(self)
     }
 
-    fn request_progress(&self) {
+    fn request_progress(&mut self) {
         Mirror::request_progress(self);
     }
 }

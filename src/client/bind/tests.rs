@@ -311,7 +311,7 @@ impl Source for Fed {
         }
     }
 
-    fn request_progress(&self) {
+    fn request_progress(&mut self) {
         self.asked.fetch_add(1, Ordering::Relaxed);
     }
 }
