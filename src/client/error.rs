@@ -68,6 +68,14 @@ pub enum ClientError {
     /// No endpoints were given.
     #[error("no endpoints were given")]
     NoEndpoints,
+    /// An option has a value that cannot work.
+    #[error("{option}: {reason}")]
+    BadOption {
+        /// The option, as `routing.probe_timeout`.
+        option: &'static str,
+        /// What is wrong with its value, and what it takes.
+        reason: String,
+    },
     /// A piece of metadata, such as the actor's name, is not printable ASCII.
     #[error("`{value}` cannot be sent as {name}: only printable ASCII can")]
     BadMetadata {
