@@ -50,8 +50,8 @@ fn a_transaction_is_seen_whole_by_a_binding() {
         let host = format!("{p}db/host");
         let pool = format!("{p}db/pool");
         let write = async |n: u32| {
-            let txn = TxnBuilder::new().then_put(&*port, n.to_string()).then_put(&*host, format!("h{n}"));
-            client.txn(txn.then_put(&*pool, n.to_string()).build()).await.unwrap().revision
+            let txn = TxnBuilder::new().then_put(port.clone(), n.to_string()).then_put(host.clone(), format!("h{n}"));
+            client.txn(txn.then_put(pool.clone(), n.to_string()).build()).await.unwrap().revision
         };
         write(1).await;
         let binding = client.bind::<Settings>(&p).await.unwrap();
@@ -89,7 +89,7 @@ fn a_broken_change_keeps_the_last_good_value_and_says_why() {
     on_cluster(async |c| {
         let (client, p) = (sdk(c), unique("bind"));
         let port = format!("{p}port");
-        client.put(&*port, "8080").await.unwrap();
+        client.put(port.clone(), "8080").await.unwrap();
         client.put(format!("{p}debug"), "true").await.unwrap();
         client.put(format!("{p}note"), "\"hi\"").await.unwrap();
         client.put(format!("{p}db.toml"), "host = 'a'\npool = 3\n").await.unwrap();
@@ -111,8 +111,8 @@ fn a_broken_change_keeps_the_last_good_value_and_says_why() {
             ("db/host", b"b", "has no place beside"),
         ] {
             let key = format!("{p}{key}");
-            let before = client.get(&*key).await.unwrap();
-            let revision = client.put(&*key, value).await.unwrap().revision;
+            let before = client.get(key.clone()).await.unwrap();
+            let revision = client.put(key.clone(), value).await.unwrap().revision;
             let error = refused(&mut binding).await;
             let text = error.to_string();
             assert!(text.contains(words), "{text}");
@@ -125,8 +125,8 @@ fn a_broken_change_keeps_the_last_good_value_and_says_why() {
 
             // Mending it is told, too.
             match before {
-                Some(kv) => client.put(&*key, kv.value).await.unwrap().revision,
-                None => client.delete(&*key).await.unwrap().revision,
+                Some(kv) => client.put(key.clone(), kv.value).await.unwrap().revision,
+                None => client.delete(key.clone()).await.unwrap().revision,
             };
             assert_eq!(*changed(&mut binding).await, good);
             assert!(binding.status().problem.is_none());
@@ -135,7 +135,7 @@ fn a_broken_change_keeps_the_last_good_value_and_says_why() {
         // An optional key goes, and a wanted one.
         client.delete(format!("{p}note")).await.unwrap();
         assert_eq!(changed(&mut binding).await.note, None);
-        client.delete(&*port).await.unwrap();
+        client.delete(port.clone()).await.unwrap();
         assert!(refused(&mut binding).await.to_string().contains("missing field `port`"));
         assert_eq!(binding.load().port, 8080);
     });
@@ -157,16 +157,16 @@ fn every_format_is_followed() {
         ];
         for (format, name, first, second) in whole {
             let key = format!("{p}{name}");
-            client.put(&*key, first).await.unwrap();
+            client.put(key.clone(), first).await.unwrap();
             let mut by_extension = client.bind_key::<Settings>(&key).await.unwrap();
             let mut fixed = client.bind_key::<Settings>(&key).format(format).await.unwrap();
             let db = Db { host: "h".into(), pool: 2 };
             assert_eq!(*fixed.load(), Settings { port: 1, db, ..Settings::default() }, "{name}");
             assert_eq!(by_extension.load(), fixed.load());
-            client.put(&*key, second).await.unwrap();
+            client.put(key.clone(), second).await.unwrap();
             assert_eq!(changed(&mut fixed).await.port, 2);
             assert_eq!(changed(&mut by_extension).await.port, 2);
-            client.delete(&*key).await.unwrap();
+            client.delete(key.clone()).await.unwrap();
         }
         client.put(format!("{p}a"), "[1]").await.unwrap();
         let plain = client.bind::<HashMap<String, String>>(&p).format(Format::Plain).await.unwrap();
@@ -210,22 +210,22 @@ fn a_binding_catches_up_after_compaction_and_after_a_node_is_lost() {
         let away = c.follower().await;
         let others: Vec<String> = (0..3).filter(|i| *i != away).map(|i| c.nodes[i].url()).collect();
         let writer = Client::connect(others).unwrap();
-        writer.put(&*port, "1").await.unwrap();
-        writer.put(&*note, "there").await.unwrap();
+        writer.put(port.clone(), "1").await.unwrap();
+        writer.put(note.clone(), "there").await.unwrap();
 
         // One sees only the node that goes; the other has all of them.
         let lonely = Client::connect([c.nodes[away].url()]).unwrap();
         let mut lonely = lonely.bind::<Settings>(&p).await.unwrap();
         let mut wide = sdk(c).bind::<Settings>(&p).await.unwrap();
         c.nodes[away].kill();
-        writer.put(&*port, "2").await.unwrap();
+        writer.put(port.clone(), "2").await.unwrap();
         assert_eq!(changed(&mut wide).await.port, 2);
-        writer.delete(&*note).await.unwrap();
+        writer.delete(note.clone()).await.unwrap();
         assert_eq!(changed(&mut wide).await.note, None);
         for n in 3..50 {
-            writer.put(&*port, n.to_string()).await.unwrap();
+            writer.put(port.clone(), n.to_string()).await.unwrap();
         }
-        let last = writer.put(&*port, "50").await.unwrap().revision;
+        let last = writer.put(port.clone(), "50").await.unwrap().revision;
         writer.compact(last, true).await.unwrap();
         assert_eq!(*lonely.load(), Settings { port: 1, note: Some("there".into()), ..Settings::default() });
 
@@ -241,7 +241,7 @@ fn a_binding_catches_up_after_compaction_and_after_a_node_is_lost() {
             c.nodes[i].kill();
             let leader = c.leader().await;
             let through = Client::connect([c.nodes[leader].url()]).unwrap();
-            let put = async || through.put(&*port, (100 + round).to_string()).await.ok();
+            let put = async || through.put(port.clone(), (100 + round).to_string()).await.ok();
             let written = eventually("a write", SOON, put).await.revision;
             let value = tokio::time::timeout(SOON, wide.wait_for(written)).await.unwrap().unwrap();
             assert_eq!(u32::from(value.port), 100 + round);
