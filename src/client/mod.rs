@@ -46,7 +46,7 @@ pub use error::ClientError;
 pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuilder, TxnResult, compare};
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
-pub use routing::{CallKind, EndpointHealth, RoutingOptions, Strategy};
+pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
