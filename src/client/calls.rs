@@ -166,6 +166,10 @@ impl Calls {
         request
     }
 
+    pub(super) fn router(&self) -> &Arc<Router> {
+        &self.shared.router
+    }
+
     /// An endpoint for a stream.
     pub(super) fn route(&self, kind: CallKind, key: Option<&[u8]>) -> Route {
         self.shared.router.pick(kind, key, &[])
