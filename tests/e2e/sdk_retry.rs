@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::checks::seed;
 use crate::cluster::{Cluster, Permit, Spec, on_cluster, on_own_cluster};
-use crate::target::not_in_etcd;
+use crate::target::{Target, not_in_etcd, skip, tool};
 
 const MS: Duration = Duration::from_millis(1);
 /// Writes under way at once.
@@ -293,6 +293,43 @@ fn without_request_ids_a_cut_write_is_done_at_most_once_and_doubt_is_told() {
     });
 }
 
+/// A real etcd knows no request ids: it is asked once, and its writes in doubt
+/// are not repeated.
+#[test]
+fn a_real_etcd_is_written_to_without_ids_and_doubt_is_told() {
+    if tool("etcd").is_none() {
+        return skip("etcd is not installed");
+    }
+    let spec = Spec { target: Target::etcd("etcd"), ..Spec::nodes(3) };
+    on_own_cluster(spec, async |c| {
+        let prefix = "etcd/put";
+        let tales = tell_all(&nodes(c), Write::Put, RequestIds::Auto, prefix).await;
+        tokio::time::sleep(MS * 500).await;
+        let versions = versions(c, prefix).await;
+        let mut in_doubt = 0;
+        for Tale { cut, key, said } in &tales {
+            let version = versions.get(key).copied().unwrap_or(0);
+            match said {
+                Ok(_) => assert_eq!(version, 1, "cut {cut:?}"),
+                Err(error) => {
+                    assert!(
+                        error.may_have_happened() && version <= 1,
+                        "cut {cut:?}: {version} times, {error:?}"
+                    );
+                    in_doubt += 1;
+                }
+            }
+        }
+        assert!(in_doubt > 20, "{in_doubt} of {}", tales.len());
+        let client = client(nodes(c), policy(RequestIds::Auto));
+        for i in 0..20 {
+            client.put("etcd/same", i.to_string()).await.expect("all nodes are well");
+        }
+        let kv = client.get("etcd/same").await.expect("all nodes are well").expect("it was set");
+        assert_eq!(kv.version, 20);
+    });
+}
+
 /// Connections that are cut at random, over and over, under many writers with
 /// one client: the sum at the store is the sum of what was acknowledged.
 #[test]
@@ -447,8 +484,8 @@ fn a_wrong_cluster_behind_an_address_is_named_and_never_used() {
         let cluster_id = ours.cluster_id();
         assert!(cluster_id.is_some());
         let pinned = |endpoints| {
-            let options =
-                ClientOptions { policy: policy(RequestIds::Off), cluster_id, ..ClientOptions::default() };
+            let mut options = ClientOptions { policy: policy(RequestIds::Off), ..ClientOptions::default() };
+            options.routing.cluster_id = cluster_id;
             Client::with_options(endpoints, options).expect("addresses")
         };
         let error = pinned(nodes(&other)).get("k").await.expect_err("it is another cluster's");
