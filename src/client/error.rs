@@ -76,7 +76,11 @@ impl ClientError {
     /// Whether the same call could work if it were made again. It says nothing
     /// about whether that is safe: see [`ClientError::may_have_happened`].
     pub fn may_retry(&self) -> bool {
-        matches!(self, ClientError::NotDone { .. } | ClientError::Unknown { .. })
+        match self {
+            ClientError::NotDone { .. } | ClientError::Unknown { .. } => true,
+            ClientError::Cache(error) => error.may_retry(),
+            _ => false,
+        }
     }
 
     /// Whether the call may have changed the store. A write for which this is

@@ -87,7 +87,7 @@ impl GetOptions {
         self
     }
 
-    fn into_request(self) -> pb::RangeRequest {
+    pub(super) fn into_request(self) -> pb::RangeRequest {
         convert::range_request(self.query, self.serializable)
     }
 }

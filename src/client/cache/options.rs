@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::client::ClientError;
+
 /// How a cache behaves. Every field has a default that suits a service with some
 /// ten thousand keys; [`CacheOptions::check`] says what is wrong with the others.
 #[derive(Clone, Debug)]
@@ -120,16 +122,16 @@ pub enum CacheError {
         /// The directory.
         path: PathBuf,
     },
-    /// The directory holds what another cluster said.
+    /// The cache holds what another cluster said.
     #[error(
-        "the cache directory {} is of cluster {expected:x}, and this is cluster {actual:x}; \
-         correct the endpoints, or remove the directory",
-        path.display()
+        "the cache in {} is of cluster {expected:x}, and the endpoints are of cluster {actual:x}; \
+         correct the endpoints, or give the cache another directory",
+        if path.as_os_str().is_empty() { "memory".into() } else { path.display().to_string() }
     )]
     ForeignCluster {
-        /// The directory.
+        /// The directory; empty if the cache has none.
         path: PathBuf,
-        /// The cluster that the directory is of.
+        /// The cluster that the cache is of.
         expected: u64,
         /// The cluster that the client speaks to.
         actual: u64,
@@ -143,12 +145,18 @@ pub enum CacheError {
         reason: String,
     },
     /// A bounded read, and the cache cannot prove that what it has is so young.
-    #[error("the cache cannot prove an answer younger than {bound:?}; its last proof is {}", aged(age))]
+    #[error(
+        "the cache cannot prove an answer younger than {bound:?}; what it has is {}{}",
+        aged(age),
+        because(source)
+    )]
     NotProven {
         /// What was asked for.
         bound: Duration,
         /// The age of what the cache has, if it has anything.
         age: Option<Duration>,
+        /// Why the cluster could not be asked instead, if that was allowed.
+        source: Option<Box<ClientError>>,
     },
     /// The cache was closed.
     #[error("the cache is closed")]
@@ -159,12 +167,23 @@ fn aged(age: &Option<Duration>) -> String {
     age.map_or("missing".to_owned(), |age| format!("{age:?} old"))
 }
 
+fn because(source: &Option<Box<ClientError>>) -> String {
+    source.as_ref().map_or(String::new(), |source| format!(", and the cluster does not answer: {source}"))
+}
+
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 const DAYS_30: Duration = Duration::from_secs(30 * 86_400);
 const TICK: Duration = Duration::from_millis(1);
 /// Watched prefixes that one cache has at most; each is a watch of its own.
 const PREFIXES_MAX: usize = 64;
+
+impl CacheError {
+    /// Whether the same read could work if it were made again.
+    pub fn may_retry(&self) -> bool {
+        matches!(self, CacheError::NotProven { source, .. } if source.as_ref().is_none_or(|source| source.may_retry()))
+    }
+}
 
 impl CacheOptions {
     /// Whether the options can be used.
