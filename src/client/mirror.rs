@@ -5,11 +5,12 @@
 //! it was at [`Mirror::revision`]. Caches, subscriptions and typed bindings all
 //! stand on this one loop.
 
-use std::time::Duration;
-
 use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
+use tokio::time::{Instant, sleep_until};
+use tonic::Code;
 
-use super::{Client, ClientError, Watch, WatchBatch, WatchOptions};
+use super::{Client, ClientError, ErrorClass, RangeResult, Watch, WatchBatch, WatchOptions};
 use crate::resilience::Backoff;
 use crate::types::{KeyRange, KeyValue, Revision};
 
@@ -44,15 +45,33 @@ impl MirrorUpdate {
 }
 
 /// A range that is followed.
-#[derive(Debug)]
+///
+/// What is under way stands here and not in the future of [`Mirror::next`], so
+/// that a caller who drops that future over and over still gets on.
 pub struct Mirror {
     client: Client,
     range: KeyRange,
     prev_kv: bool,
-    /// What the last update brought the range to; 0 before the first.
+    /// Which changes come: keys that are set, keys that are removed.
+    kinds: (bool, bool),
+    /// What the last update brought the range to; 0 before the first, and when
+    /// the next has to be a snapshot.
     revision: Revision,
+    loading: Option<Loading>,
     watch: Option<Watch>,
+    /// Of watches that are gone.
+    resumes: u64,
     backoff: Backoff,
+    /// When to try again after a failure.
+    until: Option<Instant>,
+}
+
+/// A snapshot that is being read.
+struct Loading {
+    pages: BoxStream<'static, Result<RangeResult, ClientError>>,
+    /// The first page's; later pages are read at it.
+    revision: Revision,
+    kvs: Vec<KeyValue>,
 }
 
 impl Client {
@@ -60,8 +79,18 @@ impl Client {
     /// at already, from an earlier mirror; 0 begins with a snapshot. Nothing is
     /// asked before the first [`Mirror::next`].
     pub fn mirror(&self, range: KeyRange, known: Revision) -> Mirror {
-        let backoff = Backoff::new(self.calls.options().backoff);
-        Mirror { client: self.clone(), range, prev_kv: false, revision: known, watch: None, backoff }
+        Mirror {
+            client: self.clone(),
+            range,
+            prev_kv: false,
+            kinds: (true, true),
+            revision: known,
+            loading: None,
+            watch: None,
+            resumes: 0,
+            backoff: Backoff::new(self.calls.options().backoff),
+            until: None,
+        }
     }
 }
 
@@ -72,9 +101,21 @@ impl Mirror {
         self
     }
 
+    /// Leaves changes of a kind out, if nobody is to hold the whole range but to
+    /// hear of some changes. Snapshots come as they are.
+    pub(super) fn with_kinds(mut self, puts: bool, deletes: bool) -> Mirror {
+        self.kinds = (puts, deletes);
+        self
+    }
+
     /// The revision of the last update; 0 before the first.
     pub fn revision(&self) -> Revision {
         self.revision
+    }
+
+    /// How often the changes were asked for anew where they broke off.
+    pub fn resumes(&self) -> u64 {
+        self.resumes + self.watch.as_ref().map_or(0, Watch::resumes)
     }
 
     /// Waits for the next update, over as many connections as it takes. Dropping
@@ -85,22 +126,27 @@ impl Mirror {
     /// goes on where it was.
     pub async fn next(&mut self) -> Result<MirrorUpdate, ClientError> {
         loop {
+            if let Some(until) = self.until {
+                sleep_until(until).await;
+                self.until = None;
+            }
             match self.step().await {
                 Ok(update) => {
                     self.backoff.reset();
                     self.revision = update.revision();
                     return Ok(update);
                 }
-                Err(ClientError::Compacted { .. }) => {
-                    self.watch = None;
+                Err(ClientError::Compacted { compact_revision }) => {
+                    tracing::debug!(compact_revision, at = %self.revision, "a mirror begins anew with a snapshot");
+                    self.close();
                     self.revision = Revision(0);
                 }
                 Err(error) if error.may_retry() => {
                     let random = self.client.calls.env().random_u64();
-                    tokio::time::sleep(self.backoff.next_wait(random).max(Duration::from_millis(1))).await;
+                    self.until = Some(Instant::now() + self.backoff.next_wait(random));
                 }
                 Err(error) => {
-                    self.watch = None;
+                    self.close();
                     return Err(error);
                 }
             }
@@ -110,39 +156,82 @@ impl Mirror {
     /// Asks the server to say soon how far the changes that it has sent reach.
     /// The answer is an update without events. Nothing happens while there is no
     /// connection.
-    pub fn request_progress(&self) {
-        if let Some(watch) = &self.watch {
+    pub fn request_progress(&mut self) {
+        if let Some(watch) = &mut self.watch {
             watch.request_progress();
         }
+    }
+
+    /// Lets the connection go until [`Mirror::next`] is called again, which goes
+    /// on after what it brought last. For who is not going to call it for long:
+    /// what comes meanwhile would lie unread on a connection that others share.
+    pub fn suspend(&mut self) {
+        self.resumes += u64::from(self.watch.is_some());
+        self.close();
+    }
+
+    fn close(&mut self) {
+        self.resumes += self.watch.take().map_or(0, |watch| watch.resumes());
     }
 
     async fn step(&mut self) -> Result<MirrorUpdate, ClientError> {
         if self.revision.0 == 0 {
             return self.snapshot().await;
         }
-        if self.watch.is_none() {
+        let watch = self.watch.get_or_insert_with(|| {
             let options = WatchOptions {
                 start: self.revision.next(),
                 prev_kv: self.prev_kv,
                 progress_notify: true,
+                no_put: !self.kinds.0,
+                no_delete: !self.kinds.1,
                 ..WatchOptions::new(self.range.clone())
             };
-            self.watch = Some(self.client.watch(options).await?);
-        }
-        let Some(watch) = &mut self.watch else { return Err(ClientError::Protocol("no watch")) };
+            Watch::new(self.client.clone(), options)
+        });
         watch.next().await.map(MirrorUpdate::Changes)
     }
 
     async fn snapshot(&mut self) -> Result<MirrorUpdate, ClientError> {
-        let mut pages = self.client.pages(self.range.clone(), PAGE_KEYS);
-        let (mut revision, mut kvs) = (Revision(0), Vec::new());
-        while let Some(page) = pages.try_next().await? {
-            // Later pages are read at the first one's revision, and tell the store's own.
-            if revision.0 == 0 {
-                revision = page.revision;
+        let loading = self.loading.get_or_insert_with(|| {
+            let pages = self.client.pages(self.range.clone(), PAGE_KEYS);
+            Loading { pages: Box::pin(pages), revision: Revision(0), kvs: Vec::new() }
+        });
+        loop {
+            match loading.pages.try_next().await {
+                Ok(Some(page)) => {
+                    // Later pages are read at the first one's revision, and tell the store's own.
+                    if loading.revision.0 == 0 {
+                        loading.revision = page.revision;
+                    }
+                    loading.kvs.extend(page.reply.kvs);
+                }
+                Ok(None) => {
+                    let (revision, kvs) = (loading.revision, std::mem::take(&mut loading.kvs));
+                    self.loading = None;
+                    return Ok(MirrorUpdate::Snapshot { revision, kvs });
+                }
+                Err(error) => {
+                    let begun = loading.revision.0 > 0;
+                    self.loading = None;
+                    return Err(match error {
+                        // What was being read was compacted between two pages.
+                        ClientError::Refused { code: Code::OutOfRange, message } if begun => {
+                            ClientError::Unknown { message, write: false, class: ErrorClass::Conflict }
+                        }
+                        error => error,
+                    });
+                }
             }
-            kvs.extend(page.reply.kvs);
         }
-        Ok(MirrorUpdate::Snapshot { revision, kvs })
+    }
+}
+
+impl std::fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mirror")
+            .field("range", &self.range)
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
     }
 }

@@ -2,24 +2,49 @@
 //!
 //! Invariant: what has been handed out is everything of the watched keys below
 //! `next`, and nothing from it on, so that resuming at `next` neither loses nor
-//! repeats an event. (With fragments the last revision may be part way.)
+//! repeats an event. Fragments are never asked for, so that a response does not
+//! end inside a revision.
+//!
+//! Two things tell that a watch must go elsewhere, besides an error: its member
+//! has lost the leader (the stream asks to be ended then), or nothing at all
+//! came for [`QUIET`] and the answer to a progress request did not come either.
+//! That goes through the server's own watching, so it notices more than the
+//! connection's keep-alive does: a process that is stopped or stuck, a network
+//! that swallows, a proxy that answers for a dead server.
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, stream};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
 
 use super::routing::{CallKind, Route};
 use super::{Client, ClientError};
-use crate::resilience::Backoff;
+use crate::resilience::{Backoff, BackoffOptions};
 use crate::types::{Event, KeyRange, Revision};
 use crate::wire::etcdserverpb as pb;
 use crate::wire::etcdserverpb::watch_client::WatchClient;
 use crate::wire::etcdserverpb::watch_create_request::FilterType;
 use crate::wire::etcdserverpb::watch_request::RequestUnion;
 use crate::wire::{convert, event_from_wire};
+
+/// A stream on which nothing came for so long is asked whether it lives.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long the answer to that may take.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long one endpoint may take to accept a watch.
+const OPEN_MAX: Duration = Duration::from_secs(5);
+/// Waits before reconnecting, drawn evenly from zero to the ceiling: a thousand
+/// watches that lost the same member do not come back in one instant.
+const RECONNECT: BackoffOptions =
+    BackoffOptions::exponential(Duration::from_millis(100), Duration::from_secs(2));
+/// The watch id of an answer that is about the whole stream.
+const WHOLE_STREAM: i64 = -1;
 
 /// What to watch, and how.
 #[derive(Clone, Debug)]
@@ -75,27 +100,49 @@ pub struct WatchBatch {
 /// }
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct Watch {
     client: Client,
     options: WatchOptions,
     /// The first revision not handed out yet; 0 before the watch was created.
     next: Revision,
-    link: Option<Link>,
+    link: LinkState,
     backoff: Backoff,
+    resumes: u64,
+}
+
+/// Kept in the watch, not in the future of [`Watch::next`], so that a caller
+/// who drops that future over and over still gets connected.
+enum LinkState {
+    Down { until: Option<Instant> },
+    Opening { route: Route, opening: BoxFuture<'static, Result<Opened, ClientError>> },
+    Up(Link),
 }
 
 /// One connection of a watch. Dropping it ends the watch at the server.
-#[derive(Debug)]
 struct Link {
     route: Route,
     /// Open for as long as the watch is wanted.
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
+    /// When something last came.
+    heard: Instant,
+    /// When the stream was asked whether it lives, if the answer is not there.
+    probed: Option<Instant>,
+    /// The caller asked for progress and has no answer.
+    asked: bool,
+    /// What the answer to a progress request promised, nothing having come since.
+    promised: Option<Revision>,
+    /// The member has yet to reach the revision that the watch begins at, and
+    /// answers for no progress until then.
+    ahead: bool,
 }
 
-/// The two sides of a stream.
-type Opened = (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>);
+/// The two sides of a stream, and the server's first words.
+struct Opened {
+    requests: mpsc::Sender<pb::WatchRequest>,
+    responses: Streaming<pb::WatchResponse>,
+    created: pb::WatchResponse,
+}
 
 impl Client {
     /// Starts a watch; returns when the server has it, so that no later change
@@ -104,27 +151,31 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; [`ClientError::Compacted`] if the start is forgotten.
     pub async fn watch(&self, options: WatchOptions) -> Result<Watch, ClientError> {
-        let next = options.start;
-        let backoff = Backoff::new(self.calls.options().backoff);
-        let mut watch = Watch { client: self.clone(), options, next, link: None, backoff };
+        let mut watch = Watch::new(self.clone(), options);
         let limit = self.calls.options().request_timeout;
-        match tokio::time::timeout(limit, watch.link()).await {
+        match timeout(limit, watch.link()).await {
             Ok(linked) => linked.map(|()| watch),
-            Err(_) => {
-                Err(ClientError::Unknown { message: format!("no answer within {limit:?}"), write: false })
-            }
+            Err(_) => Err(ClientError::timeout(limit, false)),
         }
     }
 }
 
 impl Watch {
+    /// A watch that connects when it is first asked for something.
+    pub(super) fn new(client: Client, options: WatchOptions) -> Watch {
+        let (next, link) = (options.start, LinkState::Down { until: None });
+        Watch { client, options, next, link, backoff: Backoff::new(RECONNECT), resumes: 0 }
+    }
+
     /// Asks the server to say soon how far what it has sent reaches; the answer
     /// is a batch without events. Nothing happens while there is no connection,
     /// or while such a request is on its way.
-    pub fn request_progress(&self) {
-        if let Some(link) = &self.link {
-            let request = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
-            let _ = link.requests.try_send(pb::WatchRequest { request_union: Some(request) });
+    ///
+    /// Versions of etcd before 3.4.25 and 3.5.8 may answer ahead of events that
+    /// they have yet to send.
+    pub fn request_progress(&mut self) {
+        if let LinkState::Up(link) = &mut self.link {
+            link.asked |= link.request_progress();
         }
     }
 
@@ -137,21 +188,15 @@ impl Watch {
     pub async fn next(&mut self) -> Result<WatchBatch, ClientError> {
         loop {
             self.link().await?;
-            let Some(link) = &mut self.link else { continue };
-            match link.responses.message().await {
-                Ok(Some(response)) => {
+            let LinkState::Up(link) = &mut self.link else { continue };
+            match link.message().await {
+                Ok(response) => {
+                    self.backoff.reset();
                     if let Some(batch) = self.take(response)? {
                         return Ok(batch);
                     }
                 }
-                Ok(None) => self.unlink(),
-                Err(status) => {
-                    let error = ClientError::from_status(status, false);
-                    self.unlink();
-                    if !error.may_retry() {
-                        return Err(error);
-                    }
-                }
+                Err(error) => self.unlink(error)?,
             }
         }
     }
@@ -170,11 +215,17 @@ impl Watch {
         self.next
     }
 
+    /// How often the watch has lost its connection, or failed to get one, and
+    /// begun again.
+    pub fn resumes(&self) -> u64 {
+        self.resumes
+    }
+
     /// Takes a response in; a batch if it has something for the caller.
     fn take(&mut self, response: pb::WatchResponse) -> Result<Option<WatchBatch>, ClientError> {
         let at = Revision(response.header.map_or(0, |header| header.revision));
         if response.canceled {
-            self.link = None;
+            self.link = LinkState::Down { until: None };
             if response.compact_revision > 0 {
                 return Err(ClientError::Compacted { compact_revision: response.compact_revision });
             }
@@ -185,53 +236,63 @@ impl Watch {
         }
         let events: Option<Vec<Event>> = response.events.into_iter().map(event_from_wire).collect();
         let events = events.ok_or(ClientError::Protocol("an event of an unknown kind"))?;
-        let revision = match events.last() {
-            Some(last) => last.kv.mod_revision,
-            // A notice promises that everything up to it has been sent.
-            None => at,
-        };
+        let Some(last) = events.last() else { return Ok(self.take_notice(at, response.watch_id)) };
+        let revision = last.kv.mod_revision;
         self.next = self.next.max(revision.next());
+        if let LinkState::Up(link) = &mut self.link {
+            (link.promised, link.ahead) = (None, false);
+        }
         Ok(Some(WatchBatch { revision, events }))
+    }
+
+    /// Takes a promise in that everything up to `at` was sent. One for this
+    /// watch holds. One for the whole stream is taken at its word by who asked,
+    /// but a resumption relies on it only after the next one, when nothing came
+    /// between: older versions of etcd answer ahead of what is under way.
+    fn take_notice(&mut self, at: Revision, watch_id: i64) -> Option<WatchBatch> {
+        let (wanted, sure) = match &mut self.link {
+            LinkState::Up(link) if watch_id == WHOLE_STREAM => {
+                (std::mem::take(&mut link.asked), link.promised.replace(at))
+            }
+            _ => (self.options.progress_notify, Some(at)),
+        };
+        if let Some(sure) = sure {
+            self.next = self.next.max(sure.next());
+        }
+        wanted.then(|| WatchBatch { revision: at, events: Vec::new() })
     }
 
     /// Makes sure that there is a connection with the watch on it.
     async fn link(&mut self) -> Result<(), ClientError> {
-        while self.link.is_none() {
-            if self.backoff.failures() > 0 {
-                let random = self.client.calls.env().random_u64();
-                tokio::time::sleep(self.backoff.next_wait(random).max(Duration::from_millis(1))).await;
-            }
-            let route = self.client.calls.route(CallKind::Stream, Some(self.options.range.start()));
-            match self.open(&route).await {
-                Ok((requests, responses)) => {
-                    let link = Link { route, requests, responses };
-                    self.link = Some(link);
-                    self.backoff.reset();
+        loop {
+            match &mut self.link {
+                LinkState::Up(_) => return Ok(()),
+                LinkState::Down { until } => {
+                    if let Some(until) = until {
+                        sleep_until(*until).await;
+                    }
+                    let calls = &self.client.calls;
+                    let route = calls.route(CallKind::Stream, Some(self.options.range.start()));
+                    let mut outgoing = calls.request(());
+                    // A member that has lost the leader is not to keep the stream.
+                    outgoing.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
+                    let client = WatchClient::new(route.channel()).max_decoding_message_size(usize::MAX);
+                    let opening = Box::pin(open(client, outgoing, self.create_request()));
+                    self.link = LinkState::Opening { route, opening };
                 }
-                Err(error) if error.may_retry() => {
-                    route.failed();
-                    self.backoff.next_wait(0);
-                }
-                Err(error) => return Err(error),
+                LinkState::Opening { opening, .. } => match opening.await {
+                    Ok(opened) => self.opened(opened)?,
+                    Err(error) => self.unlink(error)?,
+                },
             }
         }
-        Ok(())
     }
 
-    async fn open(&mut self, route: &Route) -> Result<Opened, ClientError> {
-        let failed = |status| ClientError::from_status(status, false);
-        let lost = || ClientError::Unknown { message: "the stream ended".into(), write: false };
-        // The request that creates the watch, and now and then one for progress.
-        let (requests, outgoing) = mpsc::channel(2);
-        requests.send(self.create_request()).await.map_err(|_| lost())?;
-        let outgoing = self.client.calls.request(ReceiverStream::new(outgoing));
-        let mut responses = WatchClient::new(route.channel())
-            .max_decoding_message_size(usize::MAX)
-            .watch(outgoing)
-            .await
-            .map_err(failed)?
-            .into_inner();
-        let created = responses.message().await.map_err(failed)?.ok_or_else(lost)?;
+    fn opened(&mut self, opened: Opened) -> Result<(), ClientError> {
+        let state = std::mem::replace(&mut self.link, LinkState::Down { until: None });
+        let LinkState::Opening { route, .. } = state else { return Ok(()) };
+        route.worked();
+        let Opened { requests, responses, created } = opened;
         let at = Revision(created.header.map_or(0, |header| header.revision));
         let is_created = created.created;
         // A watch that cannot be is answered as created and canceled at once.
@@ -242,7 +303,11 @@ impl Watch {
         if self.next.0 == 0 {
             self.next = at.next();
         }
-        Ok((requests, responses))
+        let (heard, ahead) = (Instant::now(), self.next > at.next());
+        let link =
+            Link { route, requests, responses, heard, probed: None, asked: false, promised: None, ahead };
+        self.link = LinkState::Up(link);
+        Ok(())
     }
 
     fn create_request(&self) -> pb::WatchRequest {
@@ -258,7 +323,9 @@ impl Watch {
             key,
             range_end,
             start_revision: self.next.0,
-            progress_notify: self.options.progress_notify,
+            // Also where the caller does not want to hear of it: without it a watch
+            // of quiet keys would resume at a revision that was long compacted.
+            progress_notify: true,
             filters,
             prev_kv: self.options.prev_kv,
             watch_id: 0,
@@ -267,13 +334,81 @@ impl Watch {
         pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
     }
 
-    /// Gives the connection up and goes on to another endpoint.
-    fn unlink(&mut self) {
-        if let Some(link) = self.link.take() {
-            link.route.failed();
+    /// Gives the connection up, and goes on to another endpoint after a while;
+    /// an error that trying again does not mend is given back.
+    fn unlink(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let retry = error.may_retry();
+        let wait = self.backoff.next_wait(self.client.calls.env().random_u64());
+        let until = Some(Instant::now() + wait).filter(|_| retry);
+        match std::mem::replace(&mut self.link, LinkState::Down { until }) {
+            LinkState::Opening { route, .. } | LinkState::Up(Link { route, .. }) if retry => {
+                tracing::debug!(?route, %error, next = %self.next, ?wait, "a watch goes on elsewhere");
+                self.resumes += 1;
+                route.failed();
+            }
+            _ => {}
         }
-        self.backoff.next_wait(0);
+        if retry { Ok(()) } else { Err(error) }
     }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch")
+            .field("options", &self.options)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// The next message. Dropping the future loses nothing.
+    async fn message(&mut self) -> Result<pb::WatchResponse, ClientError> {
+        let lost = |message: &str| ClientError::lost(message, false);
+        loop {
+            let deadline = self.probed.map_or(self.heard + QUIET, |probed| probed + ANSWER_MAX);
+            // What has come already is looked at first, however late that is.
+            match timeout_at(deadline, self.responses.message()).await {
+                Ok(Ok(Some(response))) => {
+                    (self.heard, self.probed) = (Instant::now(), None);
+                    return Ok(response);
+                }
+                Ok(Ok(None)) => return Err(lost("the server ended the stream")),
+                Ok(Err(status)) => return Err(ClientError::from_status(status, false)),
+                Err(_) if self.ahead => self.heard = Instant::now(),
+                Err(_) if self.probed.is_some() => return Err(lost("the server has fallen silent")),
+                Err(_) => {
+                    self.request_progress();
+                    self.probed = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Whether the request is on its way.
+    fn request_progress(&self) -> bool {
+        let request = RequestUnion::ProgressRequest(pb::WatchProgressRequest {});
+        self.requests.try_send(pb::WatchRequest { request_union: Some(request) }).is_ok()
+    }
+}
+
+async fn open(
+    mut client: WatchClient<Channel>,
+    request: Request<()>,
+    create: pb::WatchRequest,
+) -> Result<Opened, ClientError> {
+    let failed = |status| ClientError::from_status(status, false);
+    let lost = |message: &str| ClientError::lost(message, false);
+    // The request that creates the watch, and now and then one for progress.
+    let (requests, outgoing) = mpsc::channel(2);
+    requests.send(create).await.map_err(|_| lost("the stream ended"))?;
+    let request = request.map(|()| ReceiverStream::new(outgoing));
+    let opening = async {
+        let mut responses = client.watch(request).await.map_err(failed)?.into_inner();
+        let created = responses.message().await.map_err(failed)?.ok_or_else(|| lost("the stream ended"))?;
+        Ok(Opened { requests, responses, created })
+    };
+    timeout(OPEN_MAX, opening).await.unwrap_or_else(|_| Err(lost("the server does not answer")))
 }
 
 #[cfg(test)]
@@ -285,8 +420,7 @@ mod tests {
         let client = Client::connect(["a:1"]).expect("an address");
         let options =
             WatchOptions { start: Revision(start), ..WatchOptions::new(KeyRange::Single("k".into())) };
-        let backoff = Backoff::new(client.calls.options().backoff);
-        Watch { client, next: options.start, options, link: None, backoff }
+        Watch::new(client, options)
     }
 
     fn response(at: i64, revisions: &[i64]) -> pb::WatchResponse {

@@ -25,7 +25,7 @@ use super::source::CacheSource;
 use super::{
     CacheError, CacheOptions, CacheState, Consistency, DiskState, Level, OnTrouble, Phase, ScopeState,
 };
-use crate::client::MirrorUpdate;
+use crate::client::{ClientError, MirrorUpdate};
 use crate::env::{EnvRef, off_thread};
 use crate::types::{KeyValue, Revision};
 
@@ -89,7 +89,7 @@ impl Core {
         source: Arc<dyn CacheSource>,
         options: CacheOptions,
         cluster: u64,
-    ) -> Result<Core, CacheError> {
+    ) -> Result<Core, ClientError> {
         options.check()?;
         let env = source.env();
         let counts = Arc::new(Counts::default());

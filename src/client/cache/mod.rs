@@ -133,6 +133,20 @@ impl Cache {
         self.core().state.borrow().clone()
     }
 
+    /// The cluster that the cache is of, if it is known: what the client was told,
+    /// what the directory says, or who answered first.
+    pub fn cluster_id(&self) -> Option<u64> {
+        Some(self.core().cluster.load(Ordering::Acquire)).filter(|id| *id != 0)
+    }
+
+    /// Whether there is something to serve without the cluster: a watched prefix is
+    /// whole, or other keys lie on disk.
+    pub fn has_content(&self) -> bool {
+        let core = self.core();
+        core.scopes.iter().any(|scope| scope.revision().0 > 0)
+            || core.disk.as_ref().is_some_and(|disk| disk.bytes() > 0)
+    }
+
     /// Waits until the cache's state fulfils a condition; gives that state. Waits for
     /// ever if it never does.
     ///

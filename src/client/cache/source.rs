@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use crate::client::calls::Nature;
-use crate::client::kv::revision;
+use crate::client::answer::Answer;
 use crate::client::{Client, ClientError, GetOptions, Mirror, MirrorUpdate};
 use crate::env::EnvRef;
 use crate::types::{KeyRange, KeyValue, Revision};
@@ -41,7 +40,7 @@ pub trait CacheFeed: Send {
     fn next(&mut self) -> BoxFuture<'_, Result<MirrorUpdate, ClientError>>;
 
     /// Asks for an update soon, if only one without events.
-    fn request_progress(&self);
+    fn request_progress(&mut self);
 }
 
 impl CacheFeed for Mirror {
@@ -49,7 +48,7 @@ impl CacheFeed for Mirror {
         Box::pin(Mirror::next(self))
     }
 
-    fn request_progress(&self) {
+    fn request_progress(&mut self) {
         Mirror::request_progress(self);
     }
 }
@@ -61,12 +60,11 @@ impl CacheSource for Client {
             let options = if linearizable { options } else { options.serializable() };
             let response = self
                 .calls
-                .call(Nature::Read, options.into_request(), |channel, request| async move {
+                .call(options.call(), options.into_request(), |channel, request| async move {
                     KvClient::new(channel).max_decoding_message_size(usize::MAX).range(request).await
                 })
                 .await?;
-            let cluster_id = response.header.as_ref().map_or(0, |header| header.cluster_id);
-            let revision = revision(response.header.clone());
+            let (cluster_id, revision) = (response.cluster_id(), response.revision());
             let kv = range_reply_from_wire(response).kvs.into_iter().next();
             Ok(Seen { kv, revision, cluster_id })
         })

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::client::cache::{Cache, CacheFeed, CacheOptions, CacheSource, Seen};
-use crate::client::{ClientError, MirrorUpdate, WatchBatch};
+use crate::client::{ClientError, ErrorClass, MirrorUpdate, WatchBatch};
 use crate::env::{EnvRef, SystemEnv};
 use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, Space};
 
@@ -135,7 +135,10 @@ impl CacheSource for Arc<Store> {
             }
             let inner = self.inner.lock();
             if inner.down {
-                return Err(ClientError::NotDone { message: "the store is down".into() });
+                return Err(ClientError::NotDone {
+                    message: "the store is down".into(),
+                    class: ErrorClass::Network,
+                });
             }
             let at = inner.lagging_at.filter(|_| !linearizable).unwrap_or(inner.revision);
             Ok(Seen { kv: inner.state(&key, at), revision: Revision(at), cluster_id: inner.cluster })
@@ -217,7 +220,7 @@ impl CacheFeed for Feed {
         })
     }
 
-    fn request_progress(&self) {
+    fn request_progress(&mut self) {
         self.asked.fetch_add(1, Ordering::Relaxed);
     }
 }
