@@ -42,9 +42,11 @@ mod watch;
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
 pub use builder::ClientBuilder;
 pub use cache::{
-    Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
-    OnTrouble, Phase, ScopeState, Unproven,
+    Answer, Cache, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState,
+    Level, OnTrouble, Phase, ScopeState, Unproven,
 };
+#[doc(hidden)]
+pub use cache::{CacheFeed, CacheSource, Seen};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::{ClientError, ErrorClass};
