@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 use tonic::Code;
 
-use super::{Client, ClientError, RangeResult, Watch, WatchBatch, WatchOptions};
+use super::{Client, ClientError, ErrorClass, RangeResult, Watch, WatchBatch, WatchOptions};
 use crate::resilience::Backoff;
 use crate::types::{KeyRange, KeyValue, Revision};
 
@@ -217,7 +217,7 @@ impl Mirror {
                     return Err(match error {
                         // What was being read was compacted between two pages.
                         ClientError::Refused { code: Code::OutOfRange, message } if begun => {
-                            ClientError::Unknown { message, write: false }
+                            ClientError::Unknown { message, write: false, class: ErrorClass::Conflict }
                         }
                         error => error,
                     });

@@ -28,9 +28,9 @@ use crate::types::{DiskId, Member, NodeId};
 
 /// Between two attempts of a call.
 const RETRY: BackoffOptions =
-    BackoffOptions { base: Duration::from_millis(20), cap: Duration::from_millis(500) };
+    BackoffOptions::exponential(Duration::from_millis(20), Duration::from_millis(500));
 /// How long a breaker stays open. Short, because a cluster waits for its peers.
-const OPEN: BackoffOptions = BackoffOptions { base: Duration::from_millis(200), cap: Duration::from_secs(2) };
+const OPEN: BackoffOptions = BackoffOptions::exponential(Duration::from_millis(200), Duration::from_secs(2));
 /// A call that finds out whether a peer is back, and is never heard of again,
 /// stands in the way of the next for this long.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

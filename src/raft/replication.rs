@@ -34,7 +34,7 @@ use crate::types::{Member, NodeId};
 
 /// Between two attempts to replicate to a peer that is away, beside [`PAUSE_MIN`].
 const BACKOFF: BackoffOptions =
-    BackoffOptions { base: Duration::from_millis(50), cap: Duration::from_millis(500) };
+    BackoffOptions::exponential(Duration::from_millis(50), Duration::from_millis(500));
 /// Jitter may draw a wait of nothing; an attempt costs openraft's core a message.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 

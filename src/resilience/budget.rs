@@ -49,6 +49,21 @@ impl Budget {
         self.may_retry()
     }
 
+    /// Pays for a call that is made on suspicion, beside one that has not failed.
+    /// Returns whether it may be made; nothing is taken when it may not.
+    pub fn spend(&mut self) -> bool {
+        let allowed = self.may_retry();
+        if allowed {
+            self.milli_tokens = self.milli_tokens.saturating_sub(MILLI_TOKENS_PER_FAILURE);
+        }
+        allowed
+    }
+
+    /// The tokens that are there, in thousandths.
+    pub fn milli_tokens(&self) -> u32 {
+        self.milli_tokens
+    }
+
     /// Whether retries are allowed now.
     pub fn may_retry(&self) -> bool {
         self.milli_tokens > self.options.milli_tokens_max / 2
@@ -70,6 +85,13 @@ mod tests {
         assert!(!budget.may_retry());
         budget.on_success();
         assert!(budget.may_retry());
+    }
+
+    #[test]
+    fn suspicion_is_paid_for_and_stops_at_half() {
+        let mut budget = Budget::new(BudgetOptions::default());
+        assert_eq!((0..100).filter(|_| budget.spend()).count(), 5);
+        assert_eq!(budget.milli_tokens(), 5_000, "what is refused costs nothing");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use filter::{Filter, FilterError};
 pub use subscription::{Delivery, Subscription, SubscriptionHandle, SubscriptionStats};
 
-use super::calls::Nature;
+use super::call::Call;
 use super::{Client, ClientError, GetOptions};
 use crate::types::{Event, EventKind, KeyRange, Revision};
 use crate::wire::mainstay_v1::RevisionAtRequest;
@@ -204,7 +204,7 @@ impl Client {
         let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
         let call =
-            self.calls.call(Nature::Read, RevisionAtRequest { time_ms }, |channel, request| async move {
+            self.calls.call(Call::read(None), RevisionAtRequest { time_ms }, |channel, request| async move {
                 HistoryClient::new(channel).revision_at(request).await
             });
         match call.await {
