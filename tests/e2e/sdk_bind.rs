@@ -50,7 +50,9 @@ fn a_transaction_is_seen_whole_by_a_binding() {
         let host = format!("{p}db/host");
         let pool = format!("{p}db/pool");
         let write = async |n: u32| {
-            let txn = TxnBuilder::new().then_put(port.clone(), n.to_string()).then_put(host.clone(), format!("h{n}"));
+            let txn = TxnBuilder::new()
+                .then_put(port.clone(), n.to_string())
+                .then_put(host.clone(), format!("h{n}"));
             client.txn(txn.then_put(pool.clone(), n.to_string()).build()).await.unwrap().revision
         };
         write(1).await;

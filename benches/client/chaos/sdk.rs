@@ -1,0 +1,190 @@
+//! The SDK as the load uses it, and the history of the store as a foreign client
+//! tells it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay::client::{Batch, Client, ClientError, Filter, GetOptions, Session, Start};
+use mainstay::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, Space};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use super::judge::Kind;
+
+/// How long a subscription may take to tell what is left.
+const FINISH_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a read gave.
+pub struct Seen {
+    pub kv: Option<KeyValue>,
+    pub level: &'static str,
+}
+
+/// One client with what the load needs of it.
+pub struct Sdk {
+    client: Client,
+    session: Session,
+    renewal: JoinHandle<()>,
+}
+
+impl Drop for Sdk {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl Sdk {
+    pub async fn connect(endpoints: &[String]) -> Result<Sdk, ClientError> {
+        let client = Client::connect(endpoints.iter().cloned())?;
+        let session = client.open_session(60).await?;
+        let renewal = tokio::spawn({
+            let session = session.clone();
+            async move {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(10)).await;
+                    let _ = session.renew().await;
+                }
+            }
+        });
+        Ok(Sdk { client, session, renewal })
+    }
+
+    pub async fn read(&self, key: &str, kind: Kind) -> Result<Seen, ClientError> {
+        let _ = kind;
+        let kv = self.client.get(key.to_owned()).await?;
+        Ok(Seen { kv, level: "Server" })
+    }
+
+    pub async fn write(&self, key: &str, value: String) -> Result<Revision, ClientError> {
+        let write = self.session.begin();
+        Ok(write.client().put(key.to_owned(), value).await?.revision)
+    }
+
+    pub async fn revision(&self) -> Result<Revision, ClientError> {
+        Ok(self.client.range(GetOptions::key("chaos").count_only()).await?.revision)
+    }
+}
+
+/// The filters of the subscriptions.
+pub fn filters() -> Vec<(&'static str, Filter)> {
+    let some = Filter::suffix("3").expect("not empty");
+    let glob = Filter::glob("chaos/1*-*").expect("a pattern");
+    let regex = Filter::regex("^chaos/[0-4][05]-").expect("an expression");
+    vec![
+        ("everything", Filter::prefix("chaos/")),
+        ("everything, again", Filter::prefix("chaos/")),
+        ("suffix", Filter::prefix("chaos/") & some),
+        ("glob", glob),
+        ("regex", Filter::prefix("chaos/") & regex),
+    ]
+}
+
+/// What a subscription has told.
+pub struct Told {
+    pub filter: Filter,
+    pub events: Vec<Event>,
+    pub batches: u64,
+    pub resumes: u64,
+}
+
+/// A subscription whose batches are kept.
+pub struct Subscriber {
+    name: &'static str,
+    filter: Filter,
+    delivery: mainstay::client::Delivery,
+    batches: Arc<Mutex<Vec<Batch>>>,
+}
+
+impl Subscriber {
+    pub async fn open(
+        sdk: &Sdk,
+        (name, filter): (&'static str, Filter),
+        after: Revision,
+    ) -> Result<Subscriber, ClientError> {
+        let batches = Arc::new(Mutex::new(Vec::new()));
+        let kept = batches.clone();
+        let builder = sdk.client.subscribe(filter.clone()).start(Start::Revision(after.next()));
+        let delivery = builder
+            .deliver(move |batch| {
+                kept.lock().push(batch);
+                std::future::ready(())
+            })
+            .await?;
+        Ok(Subscriber { name, filter, delivery, batches })
+    }
+
+    /// Waits until everything up to `end` has come from the server and been handed out.
+    pub async fn finish(self, end: Revision) -> (&'static str, Told) {
+        let all_told = async {
+            loop {
+                let stats = self.delivery.handle().stats();
+                if stats.received_revision >= end && stats.queued == 0 {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(FINISH_LIMIT, all_told).await.is_err() {
+            println!(
+                "{}: not all was told within {FINISH_LIMIT:?}: {:?}",
+                self.name,
+                self.delivery.handle().stats()
+            );
+        }
+        let stats = self.delivery.handle().stats();
+        self.delivery.handle().cancel();
+        let _ = self.delivery.ended().await;
+        let batches = std::mem::take(&mut *self.batches.lock());
+        let mut events = Vec::new();
+        for batch in &batches {
+            // Nothing was compacted, so that a snapshot would hide a gap.
+            if batch.snapshot.is_some() || batch.merged + batch.dropped > 0 {
+                println!("{}: a batch that is not all events: {batch:?}", self.name);
+            } else {
+                events.extend(batch.events.iter().cloned());
+            }
+        }
+        let told =
+            Told { filter: self.filter, events, batches: batches.len() as u64, resumes: stats.resumes };
+        (self.name, told)
+    }
+}
+
+/// Everything that happened to the keys of the load, told by a foreign client.
+pub async fn history(endpoints: &[String], after: Revision, end: Revision) -> Vec<Event> {
+    let mut client = crate::cluster::connect_patient(endpoints).await;
+    let options = etcd_client::WatchOptions::new()
+        .with_prefix()
+        .with_start_revision(after.0 + 1)
+        .with_progress_notify();
+    let mut watch = client.watch("", Some(options)).await.expect("a watch");
+    let mut events: Vec<Event> = Vec::new();
+    let mut at = 0;
+    while at < end.0 {
+        let next = tokio::time::timeout(FINISH_LIMIT, watch.message()).await.expect("history ends at `end`");
+        let response = next.expect("the watch goes on").expect("the watch goes on");
+        for event in response.events() {
+            let kv = event.kv().expect("an event has a key");
+            at = at.max(kv.mod_revision());
+            events.push(Event {
+                space: Space::User,
+                kind: match event.event_type() {
+                    etcd_client::EventType::Put => EventKind::Put,
+                    etcd_client::EventType::Delete => EventKind::Delete,
+                },
+                kv: KeyValue {
+                    key: kv.key().to_vec().into(),
+                    value: kv.value().to_vec().into(),
+                    create_revision: Revision(kv.create_revision()),
+                    mod_revision: Revision(kv.mod_revision()),
+                    version: kv.version(),
+                    lease: LeaseId(kv.lease()),
+                },
+                prev: None,
+            });
+        }
+    }
+    let chaos = KeyRange::prefix("chaos/".into());
+    events.retain(|event| chaos.contains(&event.kv.key) && event.kv.mod_revision <= end);
+    events
+}
