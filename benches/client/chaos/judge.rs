@@ -173,7 +173,8 @@ impl Book {
             wrong(format!("newer than {}, the newest that was written", state.begun));
         } else if kv.is_some_and(|kv| kv.version != value as i64) {
             wrong("its version is not the number of writes".into());
-        } else if let (Some(kv), Some((_, at))) = (kv, state.acknowledged.get(value as usize - 1))
+        } else if let (Some(kv), Some((_, at))) =
+            (kv, (value as usize).checked_sub(1).and_then(|at| state.acknowledged.get(at)))
             && kv.mod_revision != *at
         {
             wrong(format!("that value was acknowledged at revision {at}"));

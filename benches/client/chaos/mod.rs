@@ -140,7 +140,9 @@ impl Load {
         let mut n = 0;
         while !stop.load(Ordering::Relaxed) {
             tick.tick().await;
-            while calls.try_join_next().is_some() {}
+            while let Some(ended) = calls.try_join_next() {
+                self.check_end(ended);
+            }
             if self.calls.available_permits() == 0 {
                 self.held_up.fetch_add(1, Ordering::Relaxed);
             }
@@ -156,7 +158,15 @@ impl Load {
                 drop(permit);
             });
         }
-        calls.join_all().await;
+        while let Some(ended) = calls.join_next().await {
+            self.check_end(ended);
+        }
+    }
+
+    fn check_end(&self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended {
+            self.book.broken(format!("a call did not come to its end: {error}"));
+        }
     }
 }
 
@@ -229,7 +239,9 @@ async fn chaos(options: &Options) -> bool {
     let mut is_kept = print_calls(&load);
     println!("\n| subscription | batches | events | wanted | resumes | |\n|---|---|---|---|---|---|");
     for subscriber in subscribers {
-        let (name, told) = subscriber.finish(end).await;
+        let last = history.iter().rfind(|event| subscriber.filter().matches(event));
+        let last = last.map_or(start, |event| event.kv.mod_revision);
+        let (name, told) = subscriber.finish(last).await;
         let verdict = judge::compare(&told.events, &history, &told.filter);
         let wanted = history.iter().filter(|event| told.filter.matches(event)).count();
         is_kept &= verdict.is_ok();

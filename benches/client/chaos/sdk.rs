@@ -113,15 +113,19 @@ impl Subscriber {
         Ok(Subscriber { name, filter, delivery, batches })
     }
 
-    /// Waits until everything up to `end` has come from the server and been handed out.
-    pub async fn finish(self, end: Revision) -> (&'static str, Told) {
+    pub fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Waits until everything up to `last` has been handed out, and a little for what comes too much.
+    pub async fn finish(self, last: Revision) -> (&'static str, Told) {
         let all_told = async {
             loop {
                 let stats = self.delivery.handle().stats();
-                if stats.received_revision >= end && stats.queued == 0 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                if stats.delivered_revision >= last && stats.queued == 0 {
                     return;
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         if tokio::time::timeout(FINISH_LIMIT, all_told).await.is_err() {
