@@ -21,7 +21,7 @@ use tracing::Instrument;
 use super::answer::Answer;
 use super::call::{Call, Limit, Repeat};
 use super::policy::{CallGate, Experience, Ids, OpenSession, PolicyOptions, RequestIds, Unopened, WriteId};
-use super::routing::{CallKind, Route, Router};
+use super::routing::{CallKind, Route, Router, RoutingOptions};
 use super::trail::Trail;
 use super::{ClientError, ErrorClass};
 use crate::env::{EnvRef, SystemEnv};
@@ -38,16 +38,21 @@ use crate::wire::metadata as names;
 pub struct ClientOptions {
     /// What its connections are like.
     pub channel: ChannelOptions,
+    /// How its calls find their endpoint.
+    pub routing: RoutingOptions,
     /// How its calls meet trouble.
     pub policy: PolicyOptions,
-    /// The cluster it belongs to; `None` takes the first answer's.
-    pub cluster_id: Option<u64>,
 }
 
 impl Default for ClientOptions {
-    /// Without request ids: see [`PolicyOptions::plain`].
+    /// Those of [`Client::connect`](super::Client::connect): the given endpoints
+    /// and no others, no request ids, no tasks of its own.
     fn default() -> Self {
-        ClientOptions { channel: ChannelOptions::default(), policy: PolicyOptions::plain(), cluster_id: None }
+        ClientOptions {
+            channel: ChannelOptions::default(),
+            routing: RoutingOptions::direct(),
+            policy: PolicyOptions::plain(),
+        }
     }
 }
 
@@ -91,8 +96,10 @@ enum Pushback {
 impl Calls {
     pub(super) fn new(endpoints: &[String], options: ClientOptions) -> Result<Calls, ClientError> {
         let env = SystemEnv::shared();
-        let router = Arc::new(Router::new(endpoints, &options.channel, &env)?);
-        Calls::with_router(router, options.policy, options.cluster_id, env)
+        let ClientOptions { channel, routing, policy } = options;
+        let cluster_id = routing.cluster_id;
+        let router = Arc::new(Router::with_options(endpoints, routing, &channel, &env)?);
+        Calls::with_router(router, policy, cluster_id, env)
     }
 
     pub(super) fn with_router(
@@ -113,6 +120,11 @@ impl Calls {
         };
         let priority = Priority::default();
         Ok(Calls { shared: Arc::new(shared), metadata: MetadataMap::new(), priority, has_request_id: false })
+    }
+
+    /// Begins what runs beside the calls: discovery and health.
+    pub(super) fn start(&self) {
+        self.shared.router.start();
     }
 
     pub(super) fn with_metadata(&self, name: &'static str, value: &str) -> Result<Calls, ClientError> {

@@ -22,6 +22,7 @@
 
 mod answer;
 mod bind;
+mod builder;
 mod cache;
 mod call;
 mod calls;
@@ -39,6 +40,7 @@ mod trail;
 mod watch;
 
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
+pub use builder::ClientBuilder;
 pub use cache::{
     Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
     OnTrouble, Phase, ScopeState, Unproven,

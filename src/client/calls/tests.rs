@@ -281,7 +281,8 @@ async fn an_answer_of_another_cluster_is_never_used() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cluster_can_be_pinned_from_the_start() {
-    let options = ClientOptions { policy: policy(), cluster_id: Some(9), ..ClientOptions::default() };
+    let routing = RoutingOptions { cluster_id: Some(9), ..RoutingOptions::direct() };
+    let options = ClientOptions { policy: policy(), routing, ..ClientOptions::default() };
     let calls = Calls::new(&["a:1".to_owned()], options).expect("an address");
     let error = Server::new([ok()]).ask(&calls, Call::change()).await.expect_err("it is another's");
     assert!(matches!(error, ClientError::WrongCluster { expected: 9, actual: 1, .. }), "{error:?}");

@@ -119,6 +119,8 @@ impl Router {
         })
     }
 
+    pub fn start(self: &Arc<Router>) {}
+
     /// The endpoint for a call of this kind; `key` is what it is about, if that
     /// is one key or prefix. Those in `tried` failed this call already: another
     /// is taken while there is one.
