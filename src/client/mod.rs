@@ -36,6 +36,7 @@ mod policy;
 mod routing;
 mod session;
 mod subscribe;
+mod trace;
 mod trail;
 mod watch;
 
@@ -58,6 +59,7 @@ pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
     Subscription, SubscriptionHandle, SubscriptionStats,
 };
+pub use trace::{Attempt, CallTrace};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 
 use calls::Calls;

@@ -282,3 +282,64 @@ pub fn compare(told: &[Event], history: &[Event], filter: &Filter) -> Result<(),
         missing => Err(format!("the last {missing} events are missing")),
     }
 }
+
+/// Shows the judge lies that it must see through, so that its silence means something.
+///
+/// # Panics
+/// When it believes one.
+pub fn prove() {
+    let kv = |value: u64, version: i64, at: i64| KeyValue {
+        key: "chaos/00-0000".into(),
+        value: value.to_string().into(),
+        create_revision: Revision(11),
+        mod_revision: Revision(at),
+        version,
+        lease: mainstay::types::LeaseId::NONE,
+    };
+    // Value n is acknowledged at revision n + 10.
+    let book_of = |writes: u64| {
+        let book = Book::new(1, 2);
+        for n in 1..=writes {
+            book.wrote(book.begin_write(0).expect("one writer"), Revision(n as i64 + 10));
+        }
+        book
+    };
+    let read = |kind, given: Option<KeyValue>| {
+        let book = book_of(3);
+        book.end_read(book.begin_read(Kind::Eventual, 1, 0), Some(&kv(2, 2, 12)));
+        book.end_read(book.begin_read(kind, 1, 0), given.as_ref());
+        book.verdict().len()
+    };
+    assert_eq!(read(Kind::Strong, Some(kv(3, 3, 13))), 0, "the truth");
+    assert_eq!(read(Kind::Strong, Some(kv(2, 2, 12))), 1, "older than acknowledged");
+    assert_eq!(read(Kind::Strong, None), 1, "a key that is lost");
+    assert_eq!(read(Kind::Eventual, Some(kv(2, 2, 12))), 0, "old, but not backwards");
+    assert_eq!(read(Kind::Eventual, Some(kv(1, 1, 11))), 1, "backwards");
+    assert_eq!(read(Kind::Bounded, Some(kv(2, 2, 12))), 0, "within the bound");
+    assert_eq!(read(Kind::Eventual, Some(kv(4, 4, 14))), 1, "from the future");
+    assert_eq!(read(Kind::Eventual, Some(kv(3, 4, 13))), 1, "written twice");
+    assert_eq!(read(Kind::Eventual, Some(kv(3, 3, 14))), 1, "at another revision");
+
+    let book = book_of(1);
+    book.lanes[0].lock().state.lock().acknowledged[0].0 -= 2 * BOUND;
+    book.end_read(book.begin_read(Kind::Bounded, 0, 0), None);
+    assert_eq!(book.verdict().len(), 1, "older than the bound");
+
+    let event = |kv| Event { space: mainstay::types::Space::User, kind: EventKind::Put, kv, prev: None };
+    let all = [event(kv(1, 1, 11)), event(kv(2, 2, 12)), event(kv(3, 3, 13))];
+    let history = |events: &[Event]| {
+        let book = book_of(3);
+        book.judge_history(events);
+        book.verdict().len()
+    };
+    assert_eq!(history(&all), 0, "the truth");
+    assert_ne!(history(&all[..2]), 0, "a write is lost");
+    assert_ne!(history(&[&all[..], &[event(kv(3, 4, 14))]].concat()), 0, "a write took effect twice");
+
+    let everything = Filter::prefix("chaos/");
+    assert!(compare(&all, &all, &everything).is_ok());
+    assert!(compare(&all[..2], &all, &everything).is_err(), "the end is missing");
+    assert!(compare(&all[1..], &all, &everything).is_err(), "a gap");
+    let repeat = [&all[..2], &all[1..]].concat();
+    assert!(compare(&repeat, &all, &everything).is_err(), "a repeat");
+}

@@ -299,6 +299,7 @@ fn print_calls(load: &Load) -> bool {
 /// Runs it; ends the process with code 1 if a promise was broken.
 #[expect(clippy::disallowed_methods, reason = "the one way to tell cargo that a bench failed")]
 pub fn run() {
+    judge::prove();
     let options = options();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let is_kept = runtime.block_on(chaos(&options));
