@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::client::{Batch, Client, ClientError, Filter, GetOptions, Session, Start};
+use mainstay::client::{Batch, Client, ClientError, Filter, GetOptions, Start};
 use mainstay::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, Space};
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
 use super::judge::Kind;
 
@@ -20,33 +19,15 @@ pub struct Seen {
     pub level: &'static str,
 }
 
-/// One client with what the load needs of it.
+/// One client as a service has it: members are found, writes carry request ids.
 pub struct Sdk {
     client: Client,
-    session: Session,
-    renewal: JoinHandle<()>,
-}
-
-impl Drop for Sdk {
-    fn drop(&mut self) {
-        self.renewal.abort();
-    }
 }
 
 impl Sdk {
     pub async fn connect(endpoints: &[String]) -> Result<Sdk, ClientError> {
-        let client = Client::connect(endpoints.iter().cloned())?;
-        let session = client.open_session(60).await?;
-        let renewal = tokio::spawn({
-            let session = session.clone();
-            async move {
-                loop {
-                    tokio::time::sleep(Duration::from_secs(10)).await;
-                    let _ = session.renew().await;
-                }
-            }
-        });
-        Ok(Sdk { client, session, renewal })
+        let client = Client::builder(endpoints.iter().cloned()).connect().await?;
+        Ok(Sdk { client })
     }
 
     pub async fn read(&self, key: &str, kind: Kind) -> Result<Seen, ClientError> {
@@ -56,8 +37,7 @@ impl Sdk {
     }
 
     pub async fn write(&self, key: &str, value: String) -> Result<Revision, ClientError> {
-        let write = self.session.begin();
-        Ok(write.client().put(key.to_owned(), value).await?.revision)
+        Ok(self.client.put(key.to_owned(), value).await?.revision)
     }
 
     pub async fn revision(&self) -> Result<Revision, ClientError> {
