@@ -22,6 +22,7 @@ use super::answer::Answer;
 use super::call::{Call, Limit, Repeat};
 use super::policy::{CallGate, Experience, Ids, OpenSession, PolicyOptions, RequestIds, Unopened, WriteId};
 use super::routing::{CallKind, Route, Router, RoutingOptions};
+use super::trace::{Attempt, CallTrace};
 use super::trail::Trail;
 use super::{ClientError, ErrorClass};
 use crate::env::{EnvRef, SystemEnv};
@@ -76,6 +77,8 @@ pub(super) struct Calls {
     priority: Priority,
     /// Whether the caller gave a request id, which makes repeating writes safe.
     has_request_id: bool,
+    /// Where attempts are written down, if anybody wants to know.
+    trace: Option<CallTrace>,
 }
 
 /// An attempt without an answer.
@@ -119,7 +122,19 @@ impl Calls {
             env,
         };
         let priority = Priority::default();
-        Ok(Calls { shared: Arc::new(shared), metadata: MetadataMap::new(), priority, has_request_id: false })
+        Ok(Calls {
+            shared: Arc::new(shared),
+            metadata: MetadataMap::new(),
+            priority,
+            has_request_id: false,
+            trace: None,
+        })
+    }
+
+    /// From here on answers of another cluster are refused, unless one has
+    /// decided already.
+    pub(super) fn pin(&self, cluster_id: u64) {
+        let _ = self.shared.cluster_id.compare_exchange(0, cluster_id, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Begins what runs beside the calls: discovery and health.
@@ -144,6 +159,10 @@ impl Calls {
 
     pub(super) fn with_priority(&self, priority: Priority) -> Calls {
         Calls { priority, ..self.clone() }
+    }
+
+    pub(super) fn with_trace(&self, trace: CallTrace) -> Calls {
+        Calls { trace: Some(trace), ..self.clone() }
     }
 
     pub(super) fn options(&self) -> &PolicyOptions {
@@ -447,6 +466,7 @@ impl Calls {
                 match self.check(&answer, &route) {
                     Ok(()) => {
                         self.note_answer(call, &route, time, sent_at, id);
+                        self.write_down(call, &route, time, None);
                         return Ok((answer, route));
                     }
                     Err(error) => (error, None),
@@ -459,6 +479,7 @@ impl Calls {
             None => (ClientError::timeout(limit.unwrap_or_default(), call.writes()), None),
         };
         self.note_failure(call, &route, &error, pushback);
+        self.write_down(call, &route, time, Some(&error));
         Err(Failure { error, address: route.address().to_owned(), pushback })
     }
 
@@ -480,6 +501,19 @@ impl Calls {
         }
         metrics::counter!(telemetry::CLIENT_ATTEMPTS, "kind" => call.kind_name(), "class" => "ok")
             .increment(1);
+    }
+
+    fn write_down(&self, call: &Call, route: &Route, time: Duration, error: Option<&ClientError>) {
+        if let Some(trace) = &self.trace {
+            let address = route.address().to_owned();
+            trace.add(Attempt {
+                address,
+                kind: call.kind,
+                key: call.key.clone(),
+                time,
+                error: error.cloned(),
+            });
+        }
     }
 
     fn note_failure(&self, call: &Call, route: &Route, error: &ClientError, pushback: Option<Pushback>) {
