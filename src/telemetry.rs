@@ -131,6 +131,18 @@ catalogue! {
     Counter CLIENT_BIND_REFUSALS = "mainstay_client_bind_refusals_total": "Changes that typed bindings did not take: the last good value stayed.";
     Gauge CLIENT_BINDINGS_BEHIND = "mainstay_client_bindings_behind": "Typed bindings that keep an older value because their newest keys are not good.";
 
+    // The client's calls.
+    Histogram CLIENT_CALL_SECONDS = "mainstay_client_call_seconds": "Time of a call of the client, all attempts and waits together, by kind.";
+    Counter CLIENT_CALLS_FAILED = "mainstay_client_calls_failed_total": "Calls of the client that ended with an error, by kind and error class.";
+    Counter CLIENT_ATTEMPTS = "mainstay_client_attempts_total": "Attempts of calls, by kind and error class (ok for an answer).";
+    Counter CLIENT_RETRIES = "mainstay_client_retries_total": "Attempts that followed a failed one, by kind and the failure's class.";
+    Counter CLIENT_HEDGES = "mainstay_client_hedges_total": "Reads that were sent to a second endpoint because the first took long.";
+    Gauge CLIENT_BUDGET_TOKENS = "mainstay_client_budget_tokens": "Tokens of the retry budget; no retries at half of its size or below.";
+    Histogram CLIENT_GATE_WAIT_SECONDS = "mainstay_client_gate_wait_seconds": "Time that calls waited for their turn, those that did not wait left out, by priority.";
+    Counter CLIENT_GATE_REFUSED = "mainstay_client_gate_refused_total": "Calls that the client's own limits refused, by priority.";
+    Gauge CLIENT_IN_FLIGHT_LIMIT = "mainstay_client_in_flight_limit": "Calls that may be in flight, as of the server's newest pushback.";
+    Counter CLIENT_SESSIONS_OPENED = "mainstay_client_sessions_opened_total": "Sessions opened for request ids.";
+
     // The store and the machine below it.
     Gauge REVISION = "mainstay_revision": "The store's revision.";
     Gauge COMPACTED_REVISION = "mainstay_compacted_revision": "The compact mark of the user space.";

@@ -128,8 +128,8 @@ impl SnapshotStream {
 impl Api {
     /// The cluster at these endpoints. Connects with the first call.
     pub fn connect(endpoints: &[String], global: &GlobalArgs) -> Result<Api, CliError> {
-        let mut options =
-            ClientOptions { request_timeout: global.command_timeout, ..ClientOptions::default() };
+        let mut options = ClientOptions::default();
+        options.policy.request_timeout = global.command_timeout;
         options.channel.connect_timeout = global.dial_timeout;
         Ok(Api { client: Client::with_options(endpoints.iter().cloned(), options)? })
     }

@@ -131,12 +131,17 @@ fn client_exit_code(error: &ClientError) -> u8 {
             ALREADY_EXISTS | FAILED_PRECONDITION | OUT_OF_RANGE => CONFLICT,
             _ => ERROR,
         },
-        ClientError::NotDone { .. } | ClientError::Unknown { .. } => UNAVAILABLE,
+        ClientError::NotDone { .. }
+        | ClientError::Unknown { .. }
+        | ClientError::Unreachable { .. }
+        | ClientError::Overloaded { .. } => UNAVAILABLE,
+        ClientError::AnswerLost { .. } => CONFLICT,
         ClientError::Compacted { .. } => CONFLICT,
         ClientError::LeaseGone { .. } => NOT_FOUND,
         ClientError::BadAddress(_)
         | ClientError::NoEndpoints
         | ClientError::BadMetadata { .. }
+        | ClientError::WrongCluster { .. }
         | ClientError::BadOption { .. } => USAGE,
         ClientError::WatchCanceled { .. }
         | ClientError::Protocol(_)

@@ -2,12 +2,13 @@
 //!
 //! A watch outlives its connection: the client goes on from the revision after
 //! the last one it handed out, on whichever endpoint answers, so nothing is
-//! missed or repeated.
+//! missed or repeated. Filters are the SDK's: the server sends the smallest range
+//! that has every key they can match.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Map, Value, json};
 use tokio::process::Command;
 
@@ -16,17 +17,8 @@ use super::args::{RangeArgs, os_string};
 use super::error::CliError;
 use super::kv::{Show, kv_lines};
 use super::output::{kv_json, say};
-use crate::client::WatchOptions;
+use crate::client::{Filter, FilterError, WatchOptions};
 use crate::types::{Event, EventKind, Revision};
-
-/// A kind of change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    /// A key was set.
-    Put,
-    /// A key was removed.
-    Delete,
-}
 
 /// `mainstay watch`.
 #[derive(Clone, Debug, Args)]
@@ -43,9 +35,12 @@ pub struct WatchCommand {
     #[arg(long)]
     pub prev_kv: bool,
 
-    /// Print only changes of this kind.
-    #[arg(long, value_enum, value_name = "KIND")]
-    pub filter: Option<Kind>,
+    /// Print only changes that match; of several filters all must. A filter is `put` or `delete`, or one of
+    /// `key:`, `prefix:`, `suffix:`, `contains:`, `glob:` and `regex:` with a pattern for the key, or `not:` before
+    /// another filter. In a glob `*` is any run within one segment of a path, `**` any run, `?` one character, and
+    /// the pattern describes the whole key; a regex finds something anywhere unless `^` and `$` tie it.
+    #[arg(long, value_name = "FILTER")]
+    pub filter: Vec<Filter>,
 
     /// Say now and then how far the watch has come, also when nothing changes.
     #[arg(long)]
@@ -74,13 +69,21 @@ pub async fn watch(context: &Context, command: WatchCommand) -> Result<(), CliEr
     if command.rev < 0 || command.max_events == Some(0) {
         return Err(CliError::Usage("--rev and --max-events count from 1".to_owned()));
     }
+    let wrong = |e: FilterError| CliError::Usage(e.to_string());
+    let keys = Filter::range(command.keys.range()?).map_err(wrong)?;
+    let filter = Filter::all(command.filter.iter().cloned().chain([keys]));
+    let nothing = || CliError::Usage("no change of these keys can match every --filter".to_owned());
+    let (no_put, no_delete) = (!filter.wants(EventKind::Put), !filter.wants(EventKind::Delete));
+    if no_put && no_delete {
+        return Err(nothing());
+    }
     let options = WatchOptions {
         start: Revision(command.rev),
         prev_kv: command.prev_kv,
         progress_notify: command.progress_notify,
-        no_put: command.filter == Some(Kind::Delete),
-        no_delete: command.filter == Some(Kind::Put),
-        ..WatchOptions::new(command.keys.range()?)
+        no_put,
+        no_delete,
+        ..WatchOptions::new(filter.covering_range().ok_or_else(nothing)?)
     };
     let mut watch = context.api().await?.watch(options).await?;
     if let Some(path) = &command.ready_file {
@@ -89,7 +92,7 @@ pub async fn watch(context: &Context, command: WatchCommand) -> Result<(), CliEr
     let mut printed = 0;
     loop {
         let batch = watch.next().await?;
-        for event in &batch.events {
+        for event in batch.events.iter().filter(|event| filter.matches(event)) {
             print(context, &command, event)?;
             run(&command, event).await?;
             printed += 1;

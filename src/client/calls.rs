@@ -1,23 +1,35 @@
-//! What every call goes through: the choice of an endpoint, the metadata, the
-//! deadline, and the decision whether to try again.
+//! What every call goes through: the gate, the deadline, the request id, the
+//! choice of an endpoint, and the decision whether to try again. The order is
+//! told in `policy/mod.rs`.
 //!
-//! A read is repeated at the next endpoint while the retry budget lasts. A
-//! write is repeated only if it surely was not done or carries a request id.
+//! Invariants: a call that may change the store is repeated only if it surely
+//! was not done, is harmless twice or carries a request id; once an attempt is
+//! in doubt, the call is never reported as not done; an answer of another
+//! cluster is never used.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
+use tracing::Instrument;
 
-use super::ClientError;
-use super::routing::{CallKind, Route, Router};
+use super::answer::Answer;
+use super::call::{Call, Limit, Repeat};
+use super::policy::{CallGate, Experience, Ids, OpenSession, PolicyOptions, RequestIds, Unopened, WriteId};
+use super::routing::{CallKind, Route, Router, RoutingOptions};
+use super::trail::Trail;
+use super::{ClientError, ErrorClass};
 use crate::env::{EnvRef, SystemEnv};
-use crate::resilience::{Backoff, BackoffOptions, Budget, BudgetOptions};
+use crate::resilience::{Backoff, Priority};
+use crate::telemetry;
 use crate::types::RequestId;
 use crate::wire::channel::ChannelOptions;
+use crate::wire::mainstay_v1 as pb;
+use crate::wire::mainstay_v1::sessions_client::SessionsClient;
 use crate::wire::metadata as names;
 
 /// How a client behaves.
@@ -25,25 +37,20 @@ use crate::wire::metadata as names;
 pub struct ClientOptions {
     /// What its connections are like.
     pub channel: ChannelOptions,
-    /// How long one call may take, all attempts together. Streams and waiting
-    /// for a lock or an election have no limit.
-    pub request_timeout: Duration,
-    /// How many times a call is made at most; at least 1.
-    pub attempts_max: u32,
-    /// The waits between attempts.
-    pub backoff: BackoffOptions,
-    /// When to stop trying again because too much fails.
-    pub budget: BudgetOptions,
+    /// How its calls find their endpoint.
+    pub routing: RoutingOptions,
+    /// How its calls meet trouble.
+    pub policy: PolicyOptions,
 }
 
 impl Default for ClientOptions {
+    /// Those of [`Client::connect`](super::Client::connect): the given endpoints
+    /// and no others, no request ids, no tasks of its own.
     fn default() -> Self {
         ClientOptions {
             channel: ChannelOptions::default(),
-            request_timeout: Duration::from_secs(10),
-            attempts_max: 5,
-            backoff: BackoffOptions::exponential(Duration::from_millis(25), Duration::from_secs(1)),
-            budget: BudgetOptions::default(),
+            routing: RoutingOptions::direct(),
+            policy: PolicyOptions::plain(),
         }
     }
 }
@@ -51,8 +58,10 @@ impl Default for ClientOptions {
 /// What all clones of a client share.
 struct Shared {
     router: Arc<Router>,
-    budget: Mutex<Budget>,
-    options: ClientOptions,
+    gate: Arc<CallGate>,
+    experience: Experience,
+    ids: Ids,
+    options: PolicyOptions,
     env: EnvRef,
 }
 
@@ -61,27 +70,55 @@ struct Shared {
 pub(super) struct Calls {
     shared: Arc<Shared>,
     metadata: MetadataMap,
-    /// Whether writes carry a request id, which makes repeating them safe.
+    priority: Priority,
+    /// Whether the caller gave a request id, which makes repeating writes safe.
     has_request_id: bool,
 }
 
-/// Whether a call may change the store.
+/// An attempt without an answer.
+pub(super) struct Failure {
+    pub error: ClientError,
+    pub address: String,
+    /// What the server said about trying again.
+    pushback: Option<Pushback>,
+}
+
+/// A server's word on when to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Nature {
-    Read,
-    Write,
+enum Pushback {
+    After(Duration),
+    Never,
 }
 
 impl Calls {
     pub(super) fn new(endpoints: &[String], options: ClientOptions) -> Result<Calls, ClientError> {
         let env = SystemEnv::shared();
+        let ClientOptions { channel, routing, policy } = options;
+        let router = Arc::new(Router::new(endpoints, routing, &channel, &env)?);
+        Calls::with_router(router, policy, env)
+    }
+
+    pub(super) fn with_router(
+        router: Arc<Router>,
+        options: PolicyOptions,
+        env: EnvRef,
+    ) -> Result<Calls, ClientError> {
+        options.check()?;
         let shared = Shared {
-            router: Arc::new(Router::new(endpoints, &options.channel, &env)?),
-            budget: Mutex::new(Budget::new(options.budget)),
+            router,
+            gate: CallGate::new(&options, &env),
+            experience: Experience::new(&options, &env),
+            ids: Ids::new(&env),
             options,
             env,
         };
-        Ok(Calls { shared: Arc::new(shared), metadata: MetadataMap::new(), has_request_id: false })
+        let priority = Priority::default();
+        Ok(Calls { shared: Arc::new(shared), metadata: MetadataMap::new(), priority, has_request_id: false })
+    }
+
+    /// Begins what runs beside the calls: discovery and health.
+    pub(super) fn start(&self) {
+        self.shared.router.start();
     }
 
     pub(super) fn with_metadata(&self, name: &'static str, value: &str) -> Result<Calls, ClientError> {
@@ -94,19 +131,26 @@ impl Calls {
 
     pub(super) fn with_request_id(&self, id: RequestId) -> Calls {
         let mut calls = self.clone();
-        calls.metadata.insert(names::SESSION, AsciiMetadataValue::from(id.session));
-        calls.metadata.insert(names::SEQUENCE, AsciiMetadataValue::from(id.sequence));
-        calls.metadata.insert(names::ACKNOWLEDGED, AsciiMetadataValue::from(id.acknowledged));
+        stamp(&mut calls.metadata, id);
         calls.has_request_id = true;
         calls
     }
 
-    pub(super) fn options(&self) -> &ClientOptions {
+    pub(super) fn with_priority(&self, priority: Priority) -> Calls {
+        Calls { priority, ..self.clone() }
+    }
+
+    pub(super) fn options(&self) -> &PolicyOptions {
         &self.shared.options
     }
 
     pub(super) fn env(&self) -> &EnvRef {
         &self.shared.env
+    }
+
+    /// The cluster that this client belongs to; 0 until an answer told it.
+    pub(super) fn cluster_id(&self) -> u64 {
+        self.shared.router.cluster_id()
     }
 
     /// A message with this client's metadata.
@@ -125,181 +169,410 @@ impl Calls {
         self.shared.router.pick(kind, key, &[])
     }
 
-    /// Makes a call, again if that is safe and may help, within the request
-    /// timeout.
-    pub(super) async fn call<M, R, F>(
-        &self,
-        nature: Nature,
-        message: M,
-        call: impl Fn(Channel, Request<M>) -> F,
-    ) -> Result<R, ClientError>
-    where
-        M: Clone,
-        F: Future<Output = Result<Response<R>, Status>>,
-    {
-        let limit = self.shared.options.request_timeout;
-        let attempts = self.attempts(nature, message, call, Some(limit));
-        match tokio::time::timeout(limit, attempts).await {
-            Ok(result) => result,
-            Err(_) => Err(ClientError::Unknown {
-                message: format!("no answer within {limit:?}"),
-                write: nature == Nature::Write,
-            }),
+    /// Refuses an answer of another cluster, and reports its endpoint.
+    ///
+    /// # Errors
+    /// [`ClientError::WrongCluster`].
+    pub(super) fn check(&self, answer: &impl Answer, route: &Route) -> Result<(), ClientError> {
+        let actual = answer.cluster_id();
+        if actual == 0 {
+            return Ok(());
+        }
+        match self.shared.router.pin_cluster(actual) {
+            expected if expected != actual => {
+                route.failed();
+                let address = route.address().to_owned();
+                Err(ClientError::WrongCluster { expected, actual, address })
+            }
+            _ => Ok(()),
         }
     }
 
-    /// The same for a call that waits for something that others do.
-    pub(super) async fn call_unlimited<M, R, F>(
+    /// Makes a call, again if that is safe and may help, within its limits.
+    pub(super) async fn call<M, R, F>(
         &self,
-        nature: Nature,
+        call: Call,
         message: M,
-        call: impl Fn(Channel, Request<M>) -> F,
+        send: impl Fn(Channel, Request<M>) -> F,
     ) -> Result<R, ClientError>
     where
         M: Clone,
+        R: Answer,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        self.attempts(nature, message, call, None).await
+        self.call_at(call, message, send).await.map(|(answer, _)| answer)
+    }
+
+    /// The same for a caller that needs to know who answered.
+    pub(super) async fn call_at<M, R, F>(
+        &self,
+        call: Call,
+        message: M,
+        send: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<(R, Route), ClientError>
+    where
+        M: Clone,
+        R: Answer,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let began = self.shared.env.monotonic();
+        let kind = call.kind_name();
+        let span = tracing::debug_span!("call", kind, key = ?call.key);
+        let result = self.admitted(&call, message, send).instrument(span).await;
+        let time = self.shared.env.monotonic().saturating_sub(began);
+        if call.limit == Limit::Request {
+            metrics::histogram!(telemetry::CLIENT_CALL_SECONDS, "kind" => kind).record(time);
+        }
+        if let Err(error) = &result {
+            let class = error.class().name();
+            metrics::counter!(telemetry::CLIENT_CALLS_FAILED, "kind" => kind, "class" => class).increment(1);
+        }
+        result
+    }
+
+    /// Past the gate. What waits for others does not take part: it would hold
+    /// its place for as long as they please.
+    async fn admitted<M, R, F>(
+        &self,
+        call: &Call,
+        message: M,
+        send: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<(R, Route), ClientError>
+    where
+        M: Clone,
+        R: Answer,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let shared = &self.shared;
+        let deadline = match call.limit {
+            Limit::Request => Some(shared.env.monotonic() + shared.options.request_timeout),
+            Limit::Opening | Limit::None => None,
+        };
+        let _permit = match deadline {
+            Some(deadline) => Some(shared.gate.enter(self.priority, deadline).await?),
+            None => None,
+        };
+        self.attempts(call, message, send, deadline).await
     }
 
     async fn attempts<M, R, F>(
         &self,
-        nature: Nature,
+        call: &Call,
         message: M,
-        call: impl Fn(Channel, Request<M>) -> F,
-        limit: Option<Duration>,
-    ) -> Result<R, ClientError>
+        send: impl Fn(Channel, Request<M>) -> F,
+        deadline: Option<Duration>,
+    ) -> Result<(R, Route), ClientError>
     where
         M: Clone,
+        R: Answer,
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        let mut trail = Trail::new(call.writes());
         let mut backoff = Backoff::new(self.shared.options.backoff);
-        let kind = if nature == Nature::Read { CallKind::Read } else { CallKind::Write };
+        let mut id = self.identify(call, deadline).await?;
         loop {
-            let route = self.route(kind, None);
-            let mut request = self.request(message.clone());
-            if let Some(limit) = limit {
-                request.set_timeout(limit);
-            }
-            let error = match call(route.channel(), request).await {
-                Ok(response) => {
-                    self.budget().on_success();
-                    return Ok(response.into_inner());
-                }
-                Err(status) => ClientError::from_status(status, nature == Nature::Write),
+            let repeatable = call.repeat == Repeat::Harmless || id.is_some() || self.has_request_id;
+            let limit = self.attempt_limit(call, repeatable, backoff.failures(), deadline);
+            let attempt = self.attempt(call, &message, &send, limit, id.as_ref(), &mut trail);
+            let failure = match attempt.await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
             };
-            if !error.may_retry() {
-                return Err(error);
-            }
-            route.failed();
-            let affordable = self.budget().on_failure();
             let last = backoff.failures() + 1 >= self.shared.options.attempts_max;
-            if last || !affordable || !self.is_safe_again(&error) {
-                return Err(error);
+            if let Some(gone) = id.take_if(|_| is_session_gone(&failure.error)) {
+                self.shared.ids.forget(&gone);
+                if last || trail.in_doubt() {
+                    return Err(trail.verdict(failure));
+                }
+                backoff.next_wait(0);
+                id = self.identify(call, deadline).await?;
+                continue;
             }
-            tokio::time::sleep(backoff.next_wait(self.shared.env.random_u64())).await;
+            let safe = repeatable || !failure.error.may_have_happened();
+            if !failure.error.may_retry() {
+                return Err(trail.verdict(failure));
+            }
+            let affordable = self.shared.experience.failed();
+            let wait = self.wait(&mut backoff, failure.pushback);
+            let Some(wait) = wait.filter(|wait| safe && affordable && !last && self.in_time(*wait, deadline))
+            else {
+                return Err(trail.verdict(failure));
+            };
+            tracing::debug!(address = %failure.address, error = %failure.error, ?wait, "trying again");
+            let class = failure.error.class().name();
+            metrics::counter!(telemetry::CLIENT_RETRIES, "kind" => call.kind_name(), "class" => class)
+                .increment(1);
+            trail.add(failure);
+            tokio::time::sleep(wait).await;
         }
     }
 
-    /// Whether repeating the call cannot do it twice.
-    fn is_safe_again(&self, error: &ClientError) -> bool {
-        !error.may_have_happened() || self.has_request_id
+    /// The wait before the next attempt; `None` if the server wants none.
+    fn wait(&self, backoff: &mut Backoff, pushback: Option<Pushback>) -> Option<Duration> {
+        let own = self.shared.experience.next_wait(backoff);
+        match pushback {
+            None => Some(own),
+            Some(Pushback::After(wait)) => Some(wait),
+            Some(Pushback::Never) => None,
+        }
     }
 
-    fn budget(&self) -> std::sync::MutexGuard<'_, Budget> {
-        // A budget is a number; a panic elsewhere leaves nothing half done in it.
-        self.shared.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_time(&self, wait: Duration, deadline: Option<Duration>) -> bool {
+        deadline.is_none_or(|deadline| self.shared.env.monotonic() + wait < deadline)
     }
+
+    /// How long an attempt may take. One that cannot be followed by another has
+    /// all the time there is.
+    fn attempt_limit(
+        &self,
+        call: &Call,
+        repeatable: bool,
+        failures: u32,
+        deadline: Option<Duration>,
+    ) -> Option<Duration> {
+        let options = &self.shared.options;
+        let left = deadline.map(|deadline| deadline.saturating_sub(self.shared.env.monotonic()));
+        let own = options.attempt_timeout.saturating_mul(1 << failures.min(20));
+        match call.limit {
+            Limit::None => None,
+            Limit::Opening => Some(own),
+            Limit::Request if repeatable && failures + 1 < options.attempts_max => {
+                left.map(|left| left.min(own))
+            }
+            Limit::Request => left,
+        }
+    }
+
+    /// One attempt; of a read, if that is on and it takes long, a second one beside it.
+    async fn attempt<M, R, F>(
+        &self,
+        call: &Call,
+        message: &M,
+        send: &impl Fn(Channel, Request<M>) -> F,
+        limit: Option<Duration>,
+        id: Option<&WriteId>,
+        trail: &mut Trail,
+    ) -> Result<(R, Route), Failure>
+    where
+        M: Clone,
+        R: Answer,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let route = self.pick(call, trail);
+        let hedge = self.shared.options.hedge.filter(|_| call.is_plain_read());
+        let Some(delay) = hedge.and_then(|hedge| self.shared.experience.hedge_delay(hedge)) else {
+            return self.once(call, route, message.clone(), send, limit, id).await;
+        };
+        let first_address = route.address().to_owned();
+        let first = self.once(call, route, message.clone(), send, limit, id);
+        tokio::pin!(first);
+        tokio::select! {
+            biased;
+            answer = &mut first => return answer,
+            () = tokio::time::sleep(delay) => {}
+        }
+        let route = self.pick(call, trail);
+        if route.address() == first_address || !self.shared.experience.pay_for_hedge() {
+            return first.await;
+        }
+        metrics::counter!(telemetry::CLIENT_HEDGES).increment(1);
+        tracing::debug!(address = route.address(), ?delay, "asking a second endpoint as well");
+        let rest = limit.map(|limit| limit.saturating_sub(delay));
+        let second = self.once(call, route, message.clone(), send, rest, id);
+        tokio::pin!(second);
+        // The first answer wins; a failure waits for the other.
+        let failure = tokio::select! {
+            answer = &mut first => match answer {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => { trail.add(failure); second.await }
+            },
+            answer = &mut second => match answer {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => { trail.add(failure); first.await }
+            },
+        };
+        failure
+    }
+
+    fn pick(&self, call: &Call, trail: &mut Trail) -> Route {
+        let route = self.shared.router.pick(call.kind, call.key.as_deref(), trail.tried());
+        if call.limit == Limit::None {
+            route.is_waiting();
+        }
+        trail.visit(route.address());
+        route
+    }
+
+    /// One message to one endpoint, and what its outcome says about the endpoint.
+    async fn once<M, R, F>(
+        &self,
+        call: &Call,
+        route: Route,
+        message: M,
+        send: &impl Fn(Channel, Request<M>) -> F,
+        limit: Option<Duration>,
+        id: Option<&WriteId>,
+    ) -> Result<(R, Route), Failure>
+    where
+        R: Answer,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let mut request = self.request(message);
+        if let Some(id) = id {
+            stamp(request.metadata_mut(), id.id);
+        }
+        // The time of a stream's opening must not travel: it would end the stream.
+        if let Some(limit) = limit.filter(|_| call.limit == Limit::Request) {
+            request.set_timeout(limit);
+        }
+        let sent_at = self.shared.env.monotonic();
+        let sent = send(route.channel(), request);
+        let answer = match limit {
+            None => Some(sent.await),
+            Some(limit) => tokio::time::timeout(limit, sent).await.ok(),
+        };
+        let time = self.shared.env.monotonic().saturating_sub(sent_at);
+        let (error, pushback) = match answer {
+            Some(Ok(response)) => {
+                let answer = response.into_inner();
+                match self.check(&answer, &route) {
+                    Ok(()) => {
+                        self.note_answer(call, &route, time, sent_at, id);
+                        return Ok((answer, route));
+                    }
+                    Err(error) => (error, None),
+                }
+            }
+            Some(Err(status)) => {
+                let pushback = pushback(&status);
+                (ClientError::from_status(status, call.writes()), pushback)
+            }
+            None => (ClientError::timeout(limit.unwrap_or_default(), call.writes()), None),
+        };
+        self.note_failure(call, &route, &error, pushback);
+        Err(Failure { error, address: route.address().to_owned(), pushback })
+    }
+
+    fn note_answer(
+        &self,
+        call: &Call,
+        route: &Route,
+        time: Duration,
+        sent_at: Duration,
+        id: Option<&WriteId>,
+    ) {
+        route.worked();
+        if let Some(id) = id {
+            id.was_alive(sent_at);
+        }
+        self.shared.experience.worked(call.is_plain_read().then_some(time));
+        if call.limit == Limit::Request {
+            self.shared.gate.worked();
+        }
+        metrics::counter!(telemetry::CLIENT_ATTEMPTS, "kind" => call.kind_name(), "class" => "ok")
+            .increment(1);
+    }
+
+    fn note_failure(&self, call: &Call, route: &Route, error: &ClientError, pushback: Option<Pushback>) {
+        let class = error.class();
+        metrics::counter!(telemetry::CLIENT_ATTEMPTS, "kind" => call.kind_name(), "class" => class.name())
+            .increment(1);
+        tracing::debug!(address = route.address(), %error, class = class.name(), "an attempt failed");
+        if pushback.is_some() || (class == ErrorClass::Overloaded && error.may_retry()) {
+            self.shared.gate.pushed_back();
+        }
+        match error {
+            // Reported where it was seen.
+            ClientError::WrongCluster { .. } => {}
+            // One that says it has too much to do is not sick.
+            _ if class == ErrorClass::Overloaded => {}
+            _ if error.may_retry() => {
+                route.failed();
+                if error.is_about_the_leader() {
+                    route.leader_lost();
+                }
+            }
+            _ => route.worked(),
+        }
+    }
+
+    /// The request id for a call, if it is one that carries one.
+    async fn identify(
+        &self,
+        call: &Call,
+        deadline: Option<Duration>,
+    ) -> Result<Option<WriteId>, ClientError> {
+        let wanted = call.repeat == Repeat::Identified && !self.has_request_id;
+        if !wanted || self.shared.options.request_ids == RequestIds::Off {
+            return Ok(None);
+        }
+        self.shared.ids.begin(|| self.open_session(deadline)).await
+    }
+
+    /// Opens a session. It expires by itself if it was opened in vain, so this
+    /// may be repeated. Boxed, because it is a call too, if one without an id.
+    fn open_session(
+        &self,
+        deadline: Option<Duration>,
+    ) -> BoxFuture<'_, Result<Arc<OpenSession>, Unopened<ClientError>>> {
+        Box::pin(async move {
+            let asked_at = self.shared.env.monotonic();
+            let request = pb::OpenRequest { ttl_s: self.shared.options.session_ttl.as_secs() };
+            let send = |channel, request: Request<pb::OpenRequest>| async move {
+                SessionsClient::new(channel).open(request).await
+            };
+            let opened = self.attempts(&Call::change().harmless_twice(), request, send, deadline).await;
+            opened.map_err(unopened).map(|(answer, _)| {
+                metrics::counter!(telemetry::CLIENT_SESSIONS_OPENED).increment(1);
+                tracing::debug!(
+                    session = answer.session,
+                    ttl_s = answer.ttl_s,
+                    "opened a session for request ids"
+                );
+                OpenSession::new(answer.session, Duration::from_secs(answer.ttl_s), asked_at)
+            })
+        })
+    }
+}
+
+/// What it means for request ids that no session was opened.
+fn unopened(error: ClientError) -> Unopened<ClientError> {
+    match error {
+        ClientError::Refused { code: Code::Unimplemented, .. } => {
+            tracing::debug!("the server knows no request ids; writes in doubt are not repeated");
+            Unopened::Unsupported
+        }
+        ClientError::Refused { code, message } => {
+            tracing::warn!(?code, message, "no session for request ids; writes go without them for a while");
+            Unopened::Refused
+        }
+        unreachable @ ClientError::Unreachable { .. } => Unopened::Failed(unreachable),
+        // The write itself was not sent.
+        error => Unopened::Failed(ClientError::NotDone {
+            message: format!("no session for request ids could be opened: {error}"),
+            class: error.class(),
+        }),
+    }
+}
+
+fn stamp(metadata: &mut MetadataMap, id: RequestId) {
+    metadata.insert(names::SESSION, AsciiMetadataValue::from(id.session));
+    metadata.insert(names::SEQUENCE, AsciiMetadataValue::from(id.sequence));
+    metadata.insert(names::ACKNOWLEDGED, AsciiMetadataValue::from(id.acknowledged));
+}
+
+/// Whether the server does not know the session of a request id.
+fn is_session_gone(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { code: Code::FailedPrecondition, message }
+        if message.starts_with("mainstay: session "))
+}
+
+/// gRPC's word for it: milliseconds to wait; anything else means not to try again.
+fn pushback(status: &Status) -> Option<Pushback> {
+    let value = status.metadata().get("grpc-retry-pushback-ms")?;
+    let ms = value.to_str().ok().and_then(|text| text.parse::<u32>().ok());
+    Some(ms.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(u64::from(ms)))))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    fn calls(endpoints: &[&str]) -> Calls {
-        let endpoints: Vec<String> = endpoints.iter().map(|address| (*address).to_owned()).collect();
-        let tick = Duration::from_millis(1);
-        let options = ClientOptions {
-            request_timeout: 200 * tick,
-            backoff: BackoffOptions::exponential(tick, tick),
-            ..ClientOptions::default()
-        };
-        Calls::new(&endpoints, options).expect("addresses")
-    }
-
-    /// Calls with a server that always answers `status`; how often it is asked.
-    async fn asked(calls: &Calls, nature: Nature, status: fn() -> Status) -> u32 {
-        let count = AtomicU32::new(0);
-        let result: Result<(), _> = calls
-            .call(nature, (), |_, _| {
-                count.fetch_add(1, Ordering::Relaxed);
-                async move { Err(status()) }
-            })
-            .await;
-        assert!(result.is_err());
-        count.load(Ordering::Relaxed)
-    }
-
-    #[tokio::test]
-    async fn reads_are_repeated_while_the_budget_lasts() {
-        let unavailable = || Status::unavailable("etcdserver: request timed out");
-        assert_eq!(asked(&calls(&["a:1", "b:1"]), Nature::Read, unavailable).await, 5);
-        let calls = calls(&["a:1"]);
-        for _ in 0..3 {
-            asked(&calls, Nature::Read, unavailable).await;
-        }
-        assert_eq!(asked(&calls, Nature::Read, unavailable).await, 1);
-    }
-
-    #[tokio::test]
-    async fn a_write_in_doubt_is_repeated_only_with_a_request_id() {
-        let doubt = || Status::unavailable("etcdserver: leader changed");
-        let calls = calls(&["a:1", "b:1"]);
-        assert_eq!(asked(&calls, Nature::Write, doubt).await, 1);
-        let id = RequestId { session: 1, sequence: 1, acknowledged: 0 };
-        assert!(asked(&calls.with_request_id(id), Nature::Write, doubt).await > 1);
-    }
-
-    #[tokio::test]
-    async fn a_write_that_was_surely_not_done_is_repeated() {
-        assert_eq!(
-            asked(&calls(&["a:1"]), Nature::Write, || Status::unavailable("etcdserver: no leader")).await,
-            5
-        );
-    }
-
-    #[tokio::test]
-    async fn a_refusal_is_final_and_keeps_the_endpoint() {
-        let calls = calls(&["a:1", "b:1"]);
-        let before = calls.route(CallKind::Read, None).address().to_owned();
-        assert_eq!(asked(&calls, Nature::Read, || Status::invalid_argument("no")).await, 1);
-        assert_eq!(calls.route(CallKind::Read, None).address(), before);
-    }
-
-    #[tokio::test]
-    async fn a_silent_server_leaves_a_write_in_doubt() {
-        let calls = calls(&["a:1"]);
-        let result: Result<(), _> = calls.call(Nature::Write, (), |_, _| std::future::pending()).await;
-        assert!(result.is_err_and(|error| error.may_have_happened()));
-    }
-
-    #[tokio::test]
-    async fn metadata_travels_with_each_request() {
-        let id = RequestId { session: 7, sequence: 3, acknowledged: 2 };
-        let calls = calls(&["a:1"]).with_metadata(names::ACTOR, "ops").expect("ASCII").with_request_id(id);
-        let request = calls.request(());
-        let value =
-            |name| request.metadata().get(name).and_then(|value| value.to_str().ok().map(str::to_owned));
-        assert_eq!(value(names::SESSION).as_deref(), Some("7"));
-        assert_eq!(value(names::SEQUENCE).as_deref(), Some("3"));
-        assert_eq!(value(names::ACKNOWLEDGED).as_deref(), Some("2"));
-        assert_eq!(value(names::ACTOR).as_deref(), Some("ops"));
-        assert!(calls.with_metadata(names::ACTOR, "a\nb").is_err());
-    }
-
-    #[tokio::test]
-    async fn a_client_needs_endpoints() {
-        assert!(matches!(Calls::new(&[], ClientOptions::default()), Err(ClientError::NoEndpoints)));
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 
-use super::calls::Nature;
+use super::call::Call;
 use super::{Client, ClientError};
 use crate::types::{NodeId, Revision};
 use crate::wire::etcdserverpb as pb;
@@ -22,7 +22,7 @@ impl Client {
         let request = pb::MemberAddRequest { peer_ur_ls: peer_urls, is_learner: false };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ClusterClient::new(channel).member_add(request).await
             })
             .await?;
@@ -40,7 +40,7 @@ impl Client {
         let request = pb::MemberAddRequest { peer_ur_ls: peer_urls, is_learner: true };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ClusterClient::new(channel).member_add(request).await
             })
             .await?;
@@ -70,7 +70,7 @@ impl Client {
     ) -> Result<mainstay_v1::JoinResponse, ClientError> {
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::change().harmless_twice(), request, |channel, request| async move {
                 AdminClient::new(channel).join(request).await
             })
             .await?;
@@ -85,7 +85,7 @@ impl Client {
         let request = pb::MemberRemoveRequest { id };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ClusterClient::new(channel).member_remove(request).await
             })
             .await?;
@@ -104,7 +104,7 @@ impl Client {
         let request = pb::MemberUpdateRequest { id, peer_ur_ls: peer_urls };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ClusterClient::new(channel).member_update(request).await
             })
             .await?;
@@ -119,7 +119,7 @@ impl Client {
         let request = pb::MemberPromoteRequest { id };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ClusterClient::new(channel).member_promote(request).await
             })
             .await?;
@@ -134,7 +134,7 @@ impl Client {
         let request = pb::MemberListRequest { linearizable: true };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 ClusterClient::new(channel).member_list(request).await
             })
             .await?;
@@ -149,7 +149,7 @@ impl Client {
         let request = pb::MemberListRequest { linearizable: false };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::serializable(None), request, |channel, request| async move {
                 ClusterClient::new(channel).member_list(request).await
             })
             .await?;
@@ -164,7 +164,7 @@ impl Client {
         let request = pb::StatusRequest {};
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 MaintenanceClient::new(channel).status(request).await
             })
             .await?;
@@ -183,7 +183,7 @@ impl Client {
         };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 MaintenanceClient::new(channel).alarm(request).await
             })
             .await?;
@@ -206,7 +206,7 @@ impl Client {
         };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change().harmless_twice(), request, |channel, request| async move {
                 MaintenanceClient::new(channel).alarm(request).await
             })
             .await?;
@@ -219,7 +219,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn defragment(&self) -> Result<(), ClientError> {
         self.calls
-            .call_unlimited(Nature::Write, pb::DefragmentRequest {}, |channel, request| async move {
+            .call(Call::change().waiting(), pb::DefragmentRequest {}, |channel, request| async move {
                 MaintenanceClient::new(channel).defragment(request).await
             })
             .await?;
@@ -234,7 +234,7 @@ impl Client {
         let request = pb::HashKvRequest { revision: revision.0 };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 MaintenanceClient::new(channel).hash_kv(request).await
             })
             .await?;
@@ -248,7 +248,7 @@ impl Client {
     pub async fn move_leader(&self, target: NodeId) -> Result<(), ClientError> {
         let request = pb::MoveLeaderRequest { target_id: target };
         self.calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 MaintenanceClient::new(channel).move_leader(request).await
             })
             .await?;
@@ -266,7 +266,7 @@ impl Client {
     ) -> Result<impl Stream<Item = Result<SnapshotPiece, ClientError>> + use<>, ClientError> {
         let pieces = self
             .calls
-            .call_unlimited(Nature::Read, pb::SnapshotRequest {}, |channel, request| async move {
+            .call(Call::read(None).opening(), pb::SnapshotRequest {}, |channel, request| async move {
                 MaintenanceClient::new(channel).max_decoding_message_size(usize::MAX).snapshot(request).await
             })
             .await?;

@@ -1,9 +1,10 @@
 //! Reading and writing keys.
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 
-use super::calls::Nature;
+use super::answer::Answer;
+use super::call::Call;
 use super::{Client, ClientError};
 use crate::types::{
     Compare, DeleteRange, KeyRange, KeyValue, LeaseId, Put, RangeQuery, RangeReply, Revision, SortOrder,
@@ -85,6 +86,12 @@ impl GetOptions {
     pub fn serializable(mut self) -> Self {
         self.serializable = true;
         self
+    }
+
+    /// What reading them is, as a call.
+    fn call(&self) -> Call {
+        let key = Some(self.query.range.start().clone());
+        if self.serializable { Call::serializable(key) } else { Call::read(key) }
     }
 
     fn into_request(self) -> pb::RangeRequest {
@@ -242,11 +249,6 @@ fn put(key: Bytes, value: Bytes, options: PutOptions) -> Put {
     Put { space: Space::User, key, value, lease, prev_kv, ignore_value, ignore_lease }
 }
 
-/// The revision in a response's header.
-pub(super) fn revision(header: Option<pb::ResponseHeader>) -> Revision {
-    Revision(header.map_or(0, |header| header.revision))
-}
-
 impl Client {
     /// Reads one key; `None` if it does not exist.
     ///
@@ -263,11 +265,11 @@ impl Client {
     pub async fn range(&self, options: GetOptions) -> Result<RangeResult, ClientError> {
         let response = self
             .calls
-            .call(Nature::Read, options.into_request(), |channel, request| async move {
+            .call(options.call(), options.into_request(), |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(usize::MAX).range(request).await
             })
             .await?;
-        Ok(RangeResult { revision: revision(response.header), reply: range_reply_from_wire(response) })
+        Ok(RangeResult { revision: response.revision(), reply: range_reply_from_wire(response) })
     }
 
     /// Reads keys in pieces, so that neither side holds all of them at once.
@@ -281,16 +283,20 @@ impl Client {
         &self,
         options: GetOptions,
     ) -> Result<impl Stream<Item = Result<RangeReply, ClientError>> + use<>, ClientError> {
-        let pieces = self
+        let call = options.call().opening();
+        let (pieces, route) = self
             .calls
-            .call_unlimited(Nature::Read, options.into_request(), |channel, request| async move {
+            .call_at(call, options.into_request(), |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(usize::MAX).range_stream(request).await
             })
             .await?;
+        let calls = self.calls.clone();
         let error = |status| ClientError::from_status(status, false);
-        Ok(pieces
-            .map_err(error)
-            .map_ok(|piece| piece.range_response.map(range_reply_from_wire).unwrap_or_default()))
+        Ok(pieces.map(move |piece| {
+            let piece = piece.map_err(error)?;
+            calls.check(&piece, &route)?;
+            Ok(piece.range_response.map(range_reply_from_wire).unwrap_or_default())
+        }))
     }
 
     /// Reads any number of keys, a page at a time, all as of one revision.
@@ -338,13 +344,14 @@ impl Client {
         options: PutOptions,
     ) -> Result<PutReply, ClientError> {
         let request = convert::put_request(put(key.into(), value.into(), options));
+        let key = Some(request.key.clone());
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::write(key), request, |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(usize::MAX).put(request).await
             })
             .await?;
-        Ok(PutReply { revision: revision(response.header), prev: response.prev_kv.map(key_value_from_wire) })
+        Ok(PutReply { revision: response.revision(), prev: response.prev_kv.map(key_value_from_wire) })
     }
 
     /// Removes one key.
@@ -360,15 +367,16 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn delete_range(&self, range: KeyRange, prev_kv: bool) -> Result<DeleteReply, ClientError> {
+        let key = Some(range.start().clone());
         let request = convert::delete_range_request(DeleteRange { space: Space::User, range, prev_kv });
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::write(key), request, |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(usize::MAX).delete_range(request).await
             })
             .await?;
         Ok(DeleteReply {
-            revision: revision(response.header),
+            revision: response.revision(),
             deleted: u64::try_from(response.deleted).unwrap_or(0),
             prev: response.prev_kvs.into_iter().map(key_value_from_wire).collect(),
         })
@@ -379,14 +387,15 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn txn(&self, txn: Txn) -> Result<TxnResult, ClientError> {
-        let nature = if reads_only(&txn) { Nature::Read } else { Nature::Write };
+        let key = first_key(&txn);
+        let call = if reads_only(&txn) { Call::read(key) } else { Call::write(key) };
         let response = self
             .calls
-            .call(nature, convert::txn_request(txn), |channel, request| async move {
+            .call(call, convert::txn_request(txn), |channel, request| async move {
                 KvClient::new(channel).max_decoding_message_size(usize::MAX).txn(request).await
             })
             .await?;
-        let revision = revision(response.header);
+        let revision = response.revision();
         let reply = txn_reply_from_wire(response)
             .ok_or(ClientError::Protocol("a response of the transaction is of an unknown kind"))?;
         Ok(TxnResult { revision, reply })
@@ -400,7 +409,7 @@ impl Client {
     pub async fn compact(&self, revision: Revision, physical: bool) -> Result<(), ClientError> {
         let request = pb::CompactionRequest { revision: revision.0, physical };
         self.calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::write(None), request, |channel, request| async move {
                 KvClient::new(channel).compact(request).await
             })
             .await?;
@@ -416,6 +425,19 @@ fn after(range: &KeyRange, last: &[u8]) -> KeyRange {
         KeyRange::Span { end, .. } => KeyRange::Span { start: start.into(), end: end.clone() },
         KeyRange::Single(_) | KeyRange::From(_) => KeyRange::From(start.into()),
     }
+}
+
+/// What a transaction is about, as far as one key can say.
+fn first_key(txn: &Txn) -> Option<Bytes> {
+    let compared = txn.compare.first().map(|compare| compare.range.start().clone());
+    compared.or_else(|| {
+        txn.success.iter().chain(&txn.failure).find_map(|step| match step {
+            TxnOp::Range(query) => Some(query.range.start().clone()),
+            TxnOp::Put(put) => Some(put.key.clone()),
+            TxnOp::DeleteRange(delete) => Some(delete.range.start().clone()),
+            TxnOp::Txn(inner) => first_key(inner),
+        })
+    })
 }
 
 fn reads_only(txn: &Txn) -> bool {

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::calls::Nature;
+use super::call::Call;
 use super::routing::CallKind;
 use super::{Client, ClientError};
 use crate::resilience::Backoff;
@@ -53,9 +53,7 @@ impl LeaseKeeper {
         let kept = match tokio::time::timeout(limit, self.keep_unlimited()).await {
             Ok(kept) => kept,
             // An answer that comes later must not be taken for the next one's.
-            Err(_) => {
-                Err(ClientError::Unknown { message: format!("no answer within {limit:?}"), write: true })
-            }
+            Err(_) => Err(ClientError::timeout(limit, true)),
         };
         if kept.is_err() {
             self.stream = None;
@@ -83,7 +81,7 @@ impl LeaseKeeper {
 
     async fn keep_once(&mut self, channel: tonic::transport::Channel) -> Result<i64, ClientError> {
         let request = pb::LeaseKeepAliveRequest { id: self.id.0 };
-        let lost = || ClientError::Unknown { message: "the stream ended".into(), write: true };
+        let lost = || ClientError::lost("the stream ended", true);
         let failed = |status| ClientError::from_status(status, true);
         let responses = match &mut self.stream {
             Some((requests, responses)) => {
@@ -114,7 +112,7 @@ impl Client {
         let request = pb::LeaseGrantRequest { ttl: ttl_s, id: id.0 };
         let response = self
             .calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::write(None), request, |channel, request| async move {
                 LeaseClient::new(channel).lease_grant(request).await
             })
             .await?;
@@ -127,7 +125,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn lease_revoke(&self, id: LeaseId) -> Result<(), ClientError> {
         self.calls
-            .call(Nature::Write, pb::LeaseRevokeRequest { id: id.0 }, |channel, request| async move {
+            .call(Call::write(None), pb::LeaseRevokeRequest { id: id.0 }, |channel, request| async move {
                 LeaseClient::new(channel).lease_revoke(request).await
             })
             .await?;
@@ -149,7 +147,7 @@ impl Client {
         let request = pb::LeaseTimeToLiveRequest { id: id.0, keys };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 LeaseClient::new(channel)
                     .max_decoding_message_size(usize::MAX)
                     .lease_time_to_live(request)
@@ -168,7 +166,7 @@ impl Client {
     pub async fn lease_list(&self) -> Result<Vec<LeaseId>, ClientError> {
         let response = self
             .calls
-            .call(Nature::Read, pb::LeaseLeasesRequest {}, |channel, request| async move {
+            .call(Call::read(None), pb::LeaseLeasesRequest {}, |channel, request| async move {
                 LeaseClient::new(channel).max_decoding_message_size(usize::MAX).lease_leases(request).await
             })
             .await?;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 
-use super::calls::Nature;
+use super::call::Call;
 use super::{Client, ClientError};
 use crate::types::{KeyValue, LeaseId};
 use crate::wire::key_value_from_wire;
@@ -24,7 +24,7 @@ impl Client {
         let request = lock::LockRequest { name: name.into(), lease: lease.0 };
         let response = self
             .calls
-            .call_unlimited(Nature::Write, request, |channel, request| async move {
+            .call(Call::change().waiting(), request, |channel, request| async move {
                 LockClient::new(channel).lock(request).await
             })
             .await?;
@@ -37,8 +37,9 @@ impl Client {
     /// See [`ClientError`].
     pub async fn unlock(&self, key: impl Into<Bytes>) -> Result<(), ClientError> {
         let request = lock::UnlockRequest { key: key.into() };
+        let key = Some(request.key.clone());
         self.calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::write(key), request, |channel, request| async move {
                 LockClient::new(channel).unlock(request).await
             })
             .await?;
@@ -59,7 +60,7 @@ impl Client {
         let request = election::CampaignRequest { name: name.into(), lease: lease.0, value: value.into() };
         let response = self
             .calls
-            .call_unlimited(Nature::Write, request, |channel, request| async move {
+            .call(Call::change().waiting(), request, |channel, request| async move {
                 ElectionClient::new(channel).campaign(request).await
             })
             .await?;
@@ -75,7 +76,7 @@ impl Client {
         let request = election::LeaderRequest { name: name.into() };
         let response = self
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None), request, |channel, request| async move {
                 ElectionClient::new(channel).leader(request).await
             })
             .await?;
@@ -93,7 +94,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let request = election::ProclaimRequest { leader: Some(leader), value: value.into() };
         self.calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change(), request, |channel, request| async move {
                 ElectionClient::new(channel).proclaim(request).await
             })
             .await?;
@@ -107,7 +108,7 @@ impl Client {
     pub async fn resign(&self, leader: election::LeaderKey) -> Result<(), ClientError> {
         let request = election::ResignRequest { leader: Some(leader) };
         self.calls
-            .call(Nature::Write, request, |channel, request| async move {
+            .call(Call::change().harmless_twice(), request, |channel, request| async move {
                 ElectionClient::new(channel).resign(request).await
             })
             .await?;
@@ -126,7 +127,7 @@ impl Client {
         let request = election::LeaderRequest { name };
         let leaders = self
             .calls
-            .call_unlimited(Nature::Read, request, |channel, request| async move {
+            .call(Call::read(None).opening(), request, |channel, request| async move {
                 ElectionClient::new(channel).observe(request).await
             })
             .await?;

@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 use tonic::Code;
 
-use super::{Client, ClientError, RangeResult, Watch, WatchBatch, WatchOptions};
+use super::{Client, ClientError, ErrorClass, RangeResult, Watch, WatchBatch, WatchOptions};
 use crate::resilience::Backoff;
 use crate::types::{KeyRange, KeyValue, Revision};
 
@@ -52,6 +52,8 @@ pub struct Mirror {
     client: Client,
     range: KeyRange,
     prev_kv: bool,
+    /// Which changes come: keys that are set, keys that are removed.
+    kinds: (bool, bool),
     /// What the last update brought the range to; 0 before the first, and when
     /// the next has to be a snapshot.
     revision: Revision,
@@ -81,6 +83,7 @@ impl Client {
             client: self.clone(),
             range,
             prev_kv: false,
+            kinds: (true, true),
             revision: known,
             loading: None,
             watch: None,
@@ -95,6 +98,13 @@ impl Mirror {
     /// Has events tell how their key was before.
     pub fn with_prev_kv(mut self) -> Mirror {
         self.prev_kv = true;
+        self
+    }
+
+    /// Leaves changes of a kind out, if nobody is to hold the whole range but to
+    /// hear of some changes. Snapshots come as they are.
+    pub(super) fn with_kinds(mut self, puts: bool, deletes: bool) -> Mirror {
+        self.kinds = (puts, deletes);
         self
     }
 
@@ -173,6 +183,8 @@ impl Mirror {
                 start: self.revision.next(),
                 prev_kv: self.prev_kv,
                 progress_notify: true,
+                no_put: !self.kinds.0,
+                no_delete: !self.kinds.1,
                 ..WatchOptions::new(self.range.clone())
             };
             Watch::new(self.client.clone(), options)
@@ -205,7 +217,7 @@ impl Mirror {
                     return Err(match error {
                         // What was being read was compacted between two pages.
                         ClientError::Refused { code: Code::OutOfRange, message } if begun => {
-                            ClientError::Unknown { message, write: false }
+                            ClientError::Unknown { message, write: false, class: ErrorClass::Conflict }
                         }
                         error => error,
                     });

@@ -20,8 +20,11 @@
 //! # }
 //! ```
 
+mod answer;
 mod bind;
+mod builder;
 mod cache;
+mod call;
 mod calls;
 mod cluster;
 mod error;
@@ -33,19 +36,22 @@ mod policy;
 mod routing;
 mod session;
 mod subscribe;
+mod trail;
 mod watch;
 
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
+pub use builder::ClientBuilder;
 pub use cache::{
     Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
     OnTrouble, Phase, ScopeState, Unproven,
 };
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
-pub use error::ClientError;
+pub use error::{ClientError, ErrorClass};
 pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuilder, TxnResult, compare};
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
+pub use policy::{HedgeDelay, PolicyOptions, RequestIds};
 pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
@@ -56,6 +62,7 @@ pub use watch::{Watch, WatchBatch, WatchOptions};
 
 use calls::Calls;
 
+pub use crate::resilience::Priority;
 use crate::types::RequestId;
 use crate::wire::metadata as names;
 
@@ -100,6 +107,17 @@ impl Client {
     /// [`ClientError::BadMetadata`] if the name is not printable ASCII.
     pub fn with_actor(&self, actor: &str) -> Result<Client, ClientError> {
         Ok(Client { calls: self.calls.with_metadata(names::ACTOR, actor)? })
+    }
+
+    /// A client whose calls have this priority at the gate: see [`PolicyOptions`].
+    pub fn with_priority(&self, priority: Priority) -> Client {
+        Client { calls: self.calls.with_priority(priority) }
+    }
+
+    /// The cluster that this client belongs to, as its options or the first
+    /// answer told; `None` before.
+    pub fn cluster_id(&self) -> Option<u64> {
+        Some(self.calls.cluster_id()).filter(|id| *id != 0)
     }
 
     /// A client whose next write carries this request id: it is applied once,

@@ -1,9 +1,10 @@
 //! Sessions: writes that may be repeated and are applied once.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::calls::Nature;
+use super::call::Call;
+use super::policy::{OpenSession, WriteId};
 use super::{Client, ClientError};
 use crate::types::RequestId;
 use crate::wire::mainstay_v1 as pb;
@@ -20,30 +21,13 @@ use crate::wire::mainstay_v1::sessions_client::SessionsClient;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A client with [`RequestIds::Auto`](super::RequestIds) does this by itself; a
+/// session of one's own also says which id a write has.
 #[derive(Clone, Debug)]
 pub struct Session {
     client: Client,
-    id: u64,
-    ttl_s: u64,
-    sequences: Arc<Mutex<Sequences>>,
-}
-
-/// Invariant: every sequence below `next` is in `open` or has been finished.
-#[derive(Debug)]
-struct Sequences {
-    next: u64,
-    open: BTreeSet<u64>,
-}
-
-impl Sequences {
-    fn begin(&mut self) -> (u64, u64) {
-        let sequence = self.next;
-        self.next += 1;
-        self.open.insert(sequence);
-        // Everything below the oldest unfinished write has been answered.
-        let oldest = self.open.first().copied().unwrap_or(sequence);
-        (sequence, oldest - 1)
-    }
+    session: Arc<OpenSession>,
 }
 
 /// One write of a session. The server keeps its reply until this is dropped
@@ -51,8 +35,7 @@ impl Sequences {
 #[derive(Debug)]
 pub struct SessionWrite {
     client: Client,
-    id: RequestId,
-    sequences: Arc<Mutex<Sequences>>,
+    write: WriteId,
 }
 
 impl SessionWrite {
@@ -64,33 +47,25 @@ impl SessionWrite {
 
     /// The write's request id.
     pub fn id(&self) -> RequestId {
-        self.id
-    }
-}
-
-impl Drop for SessionWrite {
-    fn drop(&mut self) {
-        let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
-        sequences.open.remove(&self.id.sequence);
+        self.write.id
     }
 }
 
 impl Session {
     /// The session's id.
     pub fn id(&self) -> u64 {
-        self.id
+        self.session.id
     }
 
     /// Seconds it lives without [`Session::renew`].
     pub fn ttl_s(&self) -> u64 {
-        self.ttl_s
+        self.session.ttl.as_secs()
     }
 
     /// Begins a write.
     pub fn begin(&self) -> SessionWrite {
-        let (sequence, acknowledged) = self.sequences.lock().unwrap_or_else(PoisonError::into_inner).begin();
-        let id = RequestId { session: self.id, sequence, acknowledged };
-        SessionWrite { client: self.client.with_request_id(id), id, sequences: Arc::clone(&self.sequences) }
+        let write = self.session.begin();
+        SessionWrite { client: self.client.with_request_id(write.id), write }
     }
 
     /// Keeps the session alive for another full time to live.
@@ -98,11 +73,11 @@ impl Session {
     /// # Errors
     /// [`ClientError::Refused`] if it has expired; then open a new one.
     pub async fn renew(&self) -> Result<(), ClientError> {
-        let request = pb::RenewRequest { session: self.id };
+        let request = pb::RenewRequest { session: self.session.id };
         // Renewing twice is harmless, so it may be repeated like a read.
         self.client
             .calls
-            .call(Nature::Read, request, |channel, request| async move {
+            .call(Call::change().harmless_twice(), request, |channel, request| async move {
                 SessionsClient::new(channel).renew(request).await
             })
             .await?;
@@ -119,33 +94,14 @@ impl Client {
     pub async fn open_session(&self, ttl_s: u64) -> Result<Session, ClientError> {
         // A session that was opened in vain expires by itself, so opening may
         // be repeated like a read.
+        let asked_at = self.calls.env().monotonic();
         let response = self
             .calls
-            .call(Nature::Read, pb::OpenRequest { ttl_s }, |channel, request| async move {
+            .call(Call::change().harmless_twice(), pb::OpenRequest { ttl_s }, |channel, request| async move {
                 SessionsClient::new(channel).open(request).await
             })
             .await?;
-        let sequences = Arc::new(Mutex::new(Sequences { next: 1, open: BTreeSet::new() }));
-        Ok(Session { client: self.clone(), id: response.session, ttl_s: response.ttl_s, sequences })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn only_what_is_finished_is_acknowledged() {
-        let client = Client::connect(["a:1"]).expect("an address");
-        let sequences = Arc::new(Mutex::new(Sequences { next: 1, open: BTreeSet::new() }));
-        let session = Session { client, id: 9, ttl_s: 60, sequences };
-        let first = session.begin();
-        let second = session.begin();
-        assert_eq!((first.id().sequence, first.id().acknowledged), (1, 0));
-        assert_eq!((second.id().sequence, second.id().acknowledged), (2, 0));
-        drop(second);
-        assert_eq!(session.begin().id().acknowledged, 0, "the first write is still out");
-        drop(first);
-        assert_eq!(session.begin().id(), RequestId { session: 9, sequence: 4, acknowledged: 3 });
+        let ttl = Duration::from_secs(response.ttl_s);
+        Ok(Session { client: self.clone(), session: OpenSession::new(response.session, ttl, asked_at) })
     }
 }

@@ -155,9 +155,7 @@ impl Client {
         let limit = self.calls.options().request_timeout;
         match timeout(limit, watch.link()).await {
             Ok(linked) => linked.map(|()| watch),
-            Err(_) => {
-                Err(ClientError::Unknown { message: format!("no answer within {limit:?}"), write: false })
-            }
+            Err(_) => Err(ClientError::timeout(limit, false)),
         }
     }
 }
@@ -366,7 +364,7 @@ impl std::fmt::Debug for Watch {
 impl Link {
     /// The next message. Dropping the future loses nothing.
     async fn message(&mut self) -> Result<pb::WatchResponse, ClientError> {
-        let lost = |message: &str| ClientError::Unknown { message: message.to_owned(), write: false };
+        let lost = |message: &str| ClientError::lost(message, false);
         loop {
             let deadline = self.probed.map_or(self.heard + QUIET, |probed| probed + ANSWER_MAX);
             // What has come already is looked at first, however late that is.
@@ -400,7 +398,7 @@ async fn open(
     create: pb::WatchRequest,
 ) -> Result<Opened, ClientError> {
     let failed = |status| ClientError::from_status(status, false);
-    let lost = |message: &str| ClientError::Unknown { message: message.to_owned(), write: false };
+    let lost = |message: &str| ClientError::lost(message, false);
     // The request that creates the watch, and now and then one for progress.
     let (requests, outgoing) = mpsc::channel(2);
     requests.send(create).await.map_err(|_| lost("the stream ended"))?;

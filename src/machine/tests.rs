@@ -361,6 +361,49 @@ fn a_crash_loses_a_suffix_and_nothing_else() {
     assert_eq!((after.applied().index, after.published().view().revision), (1, Revision(2)));
 }
 
+/// Every third entry is one that makes no revision; stamps are the indices.
+#[test]
+fn a_time_finds_its_revision_also_after_compaction() {
+    let mut rig = Rig::new();
+    let mut stamps = Vec::new();
+    for n in 0..40 {
+        let operation = match n % 3 {
+            0 => Operation::SessionOpen { ttl_s: 60 },
+            _ => Operation::Put(put(&format!("k{}", n % 5), "v", 0)),
+        };
+        let revision = rig.one(operation).revision;
+        if n % 3 != 0 {
+            stamps.push((revision, rig.machine.applied().index));
+        }
+    }
+    let first_from = |time: u64, above: Revision| {
+        let later = stamps.iter().find(|(revision, stamp)| *stamp >= time && *revision > above);
+        later.map_or(stamps[stamps.len() - 1].0.next(), |(revision, _)| *revision)
+    };
+    let ask = |rig: &Rig, time: u64| {
+        let view = rig.view();
+        mvcc::revision_at(&view.data, view.marks(Space::User), time).unwrap()
+    };
+    for time in 0..45 {
+        let found = mvcc::RevisionAt { revision: first_from(time, Revision(0)), compacted: false };
+        assert_eq!(ask(&rig, time), found, "at {time}");
+    }
+    for mark in [12, 13, stamps[stamps.len() - 1].0.0] {
+        let mark = Revision(mark);
+        rig.one(Operation::Compact { space: Space::User, revision: mark }).outcome.unwrap();
+        while mvcc::sweep(rig.machine.db(), Space::User, mark, 7).unwrap() == SweepProgress::More {}
+        let marked = stamps.iter().find(|(revision, _)| *revision == mark).unwrap().1;
+        let next = stamps.iter().find(|(revision, _)| *revision > mark).map_or(u64::MAX, |(_, stamp)| *stamp);
+        for time in 0..45 {
+            let found = ask(&rig, time);
+            assert_eq!(found.revision, first_from(time, mark), "at {time}");
+            // Certain where it must be, and never in doubt without need.
+            assert!(found.compacted || time > marked, "{time} is at or before the mark's {marked}");
+            assert!(!found.compacted || time <= next, "{time} is after {next}");
+        }
+    }
+}
+
 #[test]
 fn a_retry_is_applied_once_also_after_a_restart() {
     let mut rig = Rig::new();

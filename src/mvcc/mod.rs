@@ -14,12 +14,14 @@ mod events;
 mod hash;
 mod range;
 mod sweep;
+mod time;
 mod view;
 
 pub use events::{EventQuery, events, tombstone};
 pub use hash::{KvHash, digest, hash_kv};
 pub use range::{Found, Keys, Visit, range, range_at_head, range_bounds, range_piece};
 pub use sweep::{SweepProgress, sweep};
+pub use time::{RevisionAt, revision_at};
 pub use view::{Published, View};
 
 use crate::storage::{Read, StorageError, codec, layout};

@@ -1,5 +1,5 @@
-//! What etcd's API has no word for: sessions for request ids, and letting a new
-//! node in.
+//! What etcd's API has no word for: sessions for request ids, the times of
+//! history, and letting a new node in.
 
 use std::sync::Arc;
 
@@ -8,14 +8,15 @@ use tonic::{Request, Response, Status};
 use super::context::{Caller, Rpc, Shared};
 use super::error::ServeError;
 use super::kv::read_view;
-use crate::mvcc::View;
+use crate::mvcc::{self, View};
 use crate::node::control::JoinRequest;
 use crate::node::{MemberView, NodeError};
 use crate::storage::layout::{self, Family, SessionRecord};
 use crate::storage::{Read, codec};
-use crate::types::{MemberKind, Operation, Outcome};
+use crate::types::{MemberKind, Operation, Outcome, Space};
 use crate::wire::mainstay_v1 as pb;
 use crate::wire::mainstay_v1::admin_server::Admin;
+use crate::wire::mainstay_v1::history_server::History;
 use crate::wire::mainstay_v1::sessions_server::Sessions;
 
 /// How long a session lives when the client leaves it to us, in seconds.
@@ -65,6 +66,32 @@ impl Sessions for SessionsService {
         };
         let (_, ttl_s) = read_view(&self.shared, true, read).await?;
         Ok(Response::new(pb::RenewResponse { ttl_s }))
+    }
+}
+
+/// The History service.
+pub(crate) struct HistoryService {
+    shared: Arc<Shared>,
+}
+
+impl HistoryService {
+    pub(crate) fn new(shared: Arc<Shared>) -> HistoryService {
+        HistoryService { shared }
+    }
+}
+
+#[tonic::async_trait]
+impl History for HistoryService {
+    async fn revision_at(
+        &self,
+        request: Request<pb::RevisionAtRequest>,
+    ) -> Result<Response<pb::RevisionAtResponse>, Status> {
+        let caller = self.shared.caller(&request, Rpc::Member)?;
+        let time_ms = request.get_ref().time_ms;
+        self.shared.barrier(&caller).await?;
+        let read = move |view: &View| mvcc::revision_at(&view.data, view.marks(Space::User), time_ms);
+        let (_, found) = read_view(&self.shared, false, read).await?;
+        Ok(Response::new(pb::RevisionAtResponse { revision: found.revision.0, compacted: found.compacted }))
     }
 }
 

@@ -53,6 +53,7 @@ use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
 use crate::wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::wire::mainstay_v1::admin_server::AdminServer;
+use crate::wire::mainstay_v1::history_server::HistoryServer;
 use crate::wire::mainstay_v1::sessions_server::SessionsServer;
 use crate::wire::v3electionpb::election_server::ElectionServer;
 use crate::wire::v3lockpb::lock_server::LockServer;
@@ -221,6 +222,7 @@ fn client_services(shared: &Arc<Shared>) -> (Routes, Vec<&'static str>) {
         LockServer(lock::LockService::new(shared.clone())),
         ElectionServer(election::ElectionService::new(shared.clone())),
         SessionsServer(mainstay::SessionsService::new(shared.clone())),
+        HistoryServer(mainstay::HistoryService::new(shared.clone())),
         AdminServer(mainstay::AdminService::new(shared.clone())),
     }
     let watch = WatchService::new(

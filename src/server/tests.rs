@@ -21,8 +21,9 @@ use crate::wire::etcdserverpb::kv_client::KvClient;
 use crate::wire::etcdserverpb::lease_client::LeaseClient;
 use crate::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::wire::etcdserverpb::request_op::Request as Op;
-use crate::wire::mainstay_v1::OpenRequest;
+use crate::wire::mainstay_v1::history_client::HistoryClient;
 use crate::wire::mainstay_v1::sessions_client::SessionsClient;
+use crate::wire::mainstay_v1::{OpenRequest, RevisionAtRequest};
 use crate::wire::v3electionpb as election;
 use crate::wire::v3electionpb::election_client::ElectionClient;
 use crate::wire::v3lockpb::lock_client::LockClient;
@@ -301,6 +302,31 @@ async fn a_repeated_request_is_applied_once() {
     let first = rig.lease().lease_grant(with(grant, &id)).await.unwrap().into_inner().id;
     let second = rig.lease().lease_grant(with(grant, &id)).await.unwrap().into_inner().id;
     assert_eq!(first, second);
+    rig.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_finds_its_revision() {
+    let rig = Rig::start().await;
+    let mut history = HistoryClient::new(rig.channel.clone());
+    rig.put("a", "1").await;
+    let since_1970 = || Duration::from_millis(SystemEnv::shared().wall_ms());
+    let between = since_1970() + Duration::from_millis(1);
+    while since_1970() < between {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let second = rig.put("a", "2").await.header.unwrap().revision;
+    let mut at = async |time: Duration| {
+        let request = RevisionAtRequest { time_ms: time.as_millis() as u64 };
+        history.revision_at(request).await.unwrap().into_inner()
+    };
+    assert_eq!(at(Duration::ZERO).await.revision, second - 1);
+    assert_eq!(at(between).await.revision, second);
+    assert_eq!(at(since_1970() + PATIENCE).await.revision, second + 1);
+    assert!(!at(Duration::ZERO).await.compacted);
+    let compact = pb::CompactionRequest { revision: second, physical: true };
+    rig.kv().compact(compact).await.unwrap();
+    assert!(at(Duration::ZERO).await.compacted);
     rig.server.stop().await;
 }
 

@@ -113,10 +113,7 @@ where
     let read = |source| BindError::Read { prefix: reader.place.start.clone(), source: Arc::new(source) };
     let update = match tokio::time::timeout(limit, source.next()).await {
         Ok(update) => update.map_err(read)?,
-        Err(_) => {
-            let message = format!("no answer within {limit:?}");
-            return Err(read(ClientError::Unknown { message, write: false }));
-        }
+        Err(_) => return Err(read(ClientError::timeout(limit, false))),
     };
     let revision = update.revision();
     let mut kvs = BTreeMap::new();

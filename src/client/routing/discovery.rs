@@ -68,7 +68,8 @@ impl Router {
         let before = self.set.load_full();
         let endpoints = before.entries().iter().map(|entry| entry.endpoint.clone());
         let mut found = self.identify(endpoints).await;
-        let Some(cluster) = self.adopt_cluster(&found) else { return false };
+        let Some(first) = found.iter().find_map(|found| found.identity) else { return false };
+        let cluster = self.pin_cluster(first.cluster);
         let leader = leader(&found, cluster);
         let Some(listed) = self.list(&found, cluster, leader).await else {
             self.leader.store(leader, Ordering::Relaxed);
@@ -97,18 +98,6 @@ impl Router {
             Found { endpoint, identity }
         };
         join_all(endpoints.map(ask)).await
-    }
-
-    /// The cluster that this client belongs to: as it was told, or that of the
-    /// first endpoint that answered, for ever.
-    fn adopt_cluster(&self, found: &[Found]) -> Option<u64> {
-        let known = self.cluster.load(Ordering::Relaxed);
-        if known != 0 {
-            return Some(known);
-        }
-        let cluster = found.iter().find_map(|found| found.identity)?.cluster;
-        self.cluster.store(cluster, Ordering::Relaxed);
-        Some(cluster)
     }
 
     /// The members as one endpoint knows them: the leader if possible, which is

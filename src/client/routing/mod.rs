@@ -96,14 +96,9 @@ pub(in crate::client) struct Router {
 }
 
 impl Router {
-    /// A router of the given endpoints and no others.
-    pub fn new(addresses: &[String], options: &ChannelOptions, env: &EnvRef) -> Result<Router, ClientError> {
-        Router::with_options(addresses, RoutingOptions::direct(), options, env)
-    }
-
     /// A router that begins with the given endpoints. Must be called inside a
     /// Tokio runtime.
-    pub fn with_options(
+    pub fn new(
         addresses: &[String],
         options: RoutingOptions,
         channel_options: &ChannelOptions,
@@ -161,11 +156,26 @@ impl Router {
 
     /// Waits until the first round of discovery is over, however it went; at
     /// once if there is none to wait for.
+    #[cfg(test)]
     pub async fn discovered(&self) {
         if self.options.discovery_interval.is_some() && !self.tasks.lock().is_empty() {
             let mut rounds = self.rounds.subscribe();
             // The sender lives as long as `self`.
             let _ = rounds.wait_for(|rounds| *rounds > 0).await;
+        }
+    }
+
+    /// The cluster that this client belongs to; 0 until an answer told it.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster.load(Ordering::Relaxed)
+    }
+
+    /// An endpoint is of this cluster; the first one counts. Returns the cluster
+    /// that this client belongs to.
+    pub fn pin_cluster(&self, actual: u64) -> u64 {
+        match self.cluster.compare_exchange(0, actual, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => actual,
+            Err(pinned) => pinned,
         }
     }
 

@@ -55,6 +55,11 @@ impl Entry {
         Entry { is_foreign: true, ..Entry::new(endpoint, Member::default(), true, options) }
     }
 
+    /// Whether it is known to refuse such calls, or must not be asked.
+    fn is_unfit(&self, kind: CallKind) -> bool {
+        self.is_foreign || (self.member.is_read_only && kind != CallKind::SerializableRead)
+    }
+
     /// Whether this and `other` are the same in all that choices go by.
     fn is_like(&self, other: &Entry) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
@@ -124,13 +129,9 @@ impl EndpointSet {
     /// An endpoint whose breaker waits for a call to find out whether it can
     /// close, if this call may be that one.
     pub fn take_probe(&self, kind: CallKind, tried: &[String], now: Duration) -> Option<usize> {
-        let due = |entry: &Entry| {
-            entry.endpoint.is_probe_due(now)
-                && !entry.is_foreign
-                && !(entry.member.is_read_only && kind != CallKind::SerializableRead)
-                && !has(tried, entry)
-        };
-        self.entries.iter().position(|entry| due(entry) && entry.endpoint.take_probe(now))
+        let may_go = |entry: &Entry| !entry.is_unfit(kind) && !has(tried, entry);
+        let due = |entry: &Entry| entry.endpoint.is_probe_due(now);
+        self.entries.iter().position(|entry| due(entry) && may_go(entry) && entry.endpoint.take_probe(now))
     }
 }
 
@@ -157,10 +158,9 @@ impl View for CallView<'_> {
 
     fn penalty(&self, at: usize) -> u8 {
         let entry = &self.set.entries[at];
-        let refuses = entry.member.is_read_only && self.kind != CallKind::SerializableRead;
         let mut against = 0;
         for (holds, reason) in [
-            (refuses || entry.is_foreign, penalty::UNFIT),
+            (entry.is_unfit(self.kind), penalty::UNFIT),
             (!self.tried.is_empty() && has(self.tried, entry), penalty::TRIED),
             (entry.endpoint.is_ejected(), penalty::EJECTED),
             (entry.is_spare, penalty::SPARE),

@@ -108,7 +108,7 @@ fn options() -> RoutingOptions {
 
 fn router_with(given: &[&str], options: RoutingOptions, cluster: &FakeCluster) -> Arc<Router> {
     let given: Vec<String> = given.iter().map(|address| (*address).to_owned()).collect();
-    let router = Router::with_options(&given, options, &ChannelOptions::default(), &SystemEnv::shared());
+    let router = Router::new(&given, options, &ChannelOptions::default(), &SystemEnv::shared());
     let mut router = router.expect("good options and addresses");
     router.ask = Arc::new(cluster.clone());
     Arc::new(router)

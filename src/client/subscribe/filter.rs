@@ -196,6 +196,11 @@ impl Filter {
         }
     }
 
+    /// Whether changes of this kind can match.
+    pub fn wants(&self, kind: EventKind) -> bool {
+        self.test.wants(kind)
+    }
+
     fn of(test: Test) -> Filter {
         Filter { test }
     }
@@ -267,6 +272,20 @@ impl Test {
             Test::All(tests) => tests.iter().all(|test| test.matches(key, kind)),
             Test::Any(tests) => tests.iter().any(|test| test.matches(key, kind)),
             Test::Not(test) => !test.matches(key, kind),
+        }
+    }
+
+    fn wants(&self, kind: EventKind) -> bool {
+        match self {
+            Test::Kind(wanted) => *wanted == kind,
+            Test::All(tests) => tests.iter().all(|test| test.wants(kind)),
+            Test::Any(tests) => tests.iter().any(|test| test.wants(kind)),
+            Test::Not(test) => match **test {
+                Test::Kind(unwanted) => unwanted != kind,
+                // The opposite of a maybe.
+                _ => true,
+            },
+            _ => true,
         }
     }
 
@@ -360,15 +379,11 @@ fn literal_prefix(pattern: &str) -> String {
             plain => Some(plain),
         };
         let Some(literal) = literal else { break };
-        match chars.peek() {
-            // The character may be missing.
-            Some('*' | '?' | '{') => break,
-            Some('+') => {
-                prefix.push(literal);
-                break;
-            }
-            _ => prefix.push(literal),
+        // It may be missing, if only because another sign follows the `+`.
+        if matches!(chars.peek(), Some('*' | '+' | '?' | '{')) {
+            break;
         }
+        prefix.push(literal);
     }
     prefix
 }

@@ -19,9 +19,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use filter::{Filter, FilterError};
 pub use subscription::{Delivery, Subscription, SubscriptionHandle, SubscriptionStats};
 
-use super::calls::Nature;
+use super::call::Call;
 use super::{Client, ClientError, GetOptions};
-use crate::types::{Event, KeyRange, Revision};
+use crate::types::{Event, EventKind, KeyRange, Revision};
 use crate::wire::mainstay_v1::RevisionAtRequest;
 use crate::wire::mainstay_v1::history_client::HistoryClient;
 
@@ -204,7 +204,7 @@ impl Client {
         let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let time_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
         let call =
-            self.calls.call(Nature::Read, RevisionAtRequest { time_ms }, |channel, request| async move {
+            self.calls.call(Call::read(None), RevisionAtRequest { time_ms }, |channel, request| async move {
                 HistoryClient::new(channel).revision_at(request).await
             });
         match call.await {
@@ -265,12 +265,15 @@ impl SubscribeBuilder {
     pub async fn open(self) -> Result<Subscription, ClientError> {
         let SubscribeBuilder { client, filter, options } = self;
         options.check()?;
-        let range = filter.covering_range().ok_or_else(|| ClientError::BadOption {
-            option: "filter",
-            reason: "no key can match all of it".to_owned(),
-        })?;
+        let nothing =
+            || ClientError::BadOption { option: "filter", reason: "no change can match it".to_owned() };
+        let range = filter.covering_range().ok_or_else(nothing)?;
+        let (puts, deletes) = (filter.wants(EventKind::Put), filter.wants(EventKind::Delete));
+        if !puts && !deletes {
+            return Err(nothing());
+        }
         let known = known_revision(&client, &range, options.start).await?;
-        let mirror = client.mirror(range, known);
+        let mirror = client.mirror(range, known).with_kinds(puts, deletes);
         let mirror = if options.prev_kv { mirror.with_prev_kv() } else { mirror };
         Ok(Subscription::start(mirror, filter, options))
     }
@@ -334,8 +337,9 @@ mod tests {
     #[tokio::test]
     async fn a_filter_that_nothing_matches_is_refused() {
         let client = Client::connect(["a:1"]).expect("an address");
-        let nothing = Filter::prefix("a") & Filter::prefix("b");
-        let refused = client.subscribe(nothing).open().await;
-        assert!(matches!(refused, Err(ClientError::BadOption { option: "filter", .. })), "{refused:?}");
+        for nothing in [Filter::prefix("a") & Filter::prefix("b"), Filter::puts() & !Filter::puts()] {
+            let refused = client.subscribe(nothing).open().await;
+            assert!(matches!(refused, Err(ClientError::BadOption { option: "filter", .. })), "{refused:?}");
+        }
     }
 }

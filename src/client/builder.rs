@@ -1,0 +1,139 @@
+//! Puts a client together: what it is told, and the order in which it comes up.
+
+use std::time::Duration;
+
+use super::calls::ClientOptions;
+use super::{CacheOptions, Client, ClientError, PolicyOptions, RoutingOptions};
+use crate::wire::channel::ChannelOptions;
+use crate::wire::metadata as names;
+
+/// Puts a client together. Everything but the endpoints has a default that suits
+/// a service: members are discovered and watched over, reads spread by key,
+/// writes carry request ids, nothing is cached.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use mainstay::client::{CacheOptions, Client, ClientError, Consistency};
+///
+/// # async fn example() -> Result<(), ClientError> {
+/// let client = Client::builder(["10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"])
+///     .cache(CacheOptions {
+///         prefixes: vec!["svc/checkout/".into()],
+///         dir: Some("/var/cache/checkout".into()),
+///         ..CacheOptions::default()
+///     })
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing before `connect`"]
+pub struct ClientBuilder {
+    endpoints: Vec<String>,
+    options: ClientOptions,
+    actor: Option<String>,
+    cache: Option<CacheOptions>,
+    connect_timeout: Duration,
+}
+
+impl Client {
+    /// Begins a client of the cluster at these endpoints (`host:port` or
+    /// `http://host:port`). A few members are enough: the others are found.
+    pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> ClientBuilder {
+        ClientBuilder {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            options: ClientOptions {
+                channel: ChannelOptions::default(),
+                routing: RoutingOptions::default(),
+                policy: PolicyOptions::default(),
+            },
+            actor: None,
+            cache: None,
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ClientBuilder {
+    /// How calls find their endpoint.
+    pub fn routing(mut self, routing: RoutingOptions) -> ClientBuilder {
+        self.options.routing = routing;
+        self
+    }
+
+    /// How calls meet trouble: deadlines, retries, limits.
+    pub fn policy(mut self, policy: PolicyOptions) -> ClientBuilder {
+        self.options.policy = policy;
+        self
+    }
+
+    /// What connections are like.
+    pub fn channel(mut self, channel: ChannelOptions) -> ClientBuilder {
+        self.options.channel = channel;
+        self
+    }
+
+    /// Keeps what is read, and starts offline where there is something to start
+    /// from: see [`Client::cache`].
+    pub fn cache(mut self, cache: CacheOptions) -> ClientBuilder {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// The zone the client is in, which serializable reads and streams prefer.
+    pub fn zone(mut self, zone: impl Into<String>) -> ClientBuilder {
+        self.options.routing = self.options.routing.in_zone(zone);
+        self
+    }
+
+    /// The cluster to expect: answers of another one are errors. Without it the
+    /// first answer decides, or the cache on disk.
+    pub fn cluster_id(mut self, id: u64) -> ClientBuilder {
+        self.options.routing.cluster_id = Some(id);
+        self
+    }
+
+    /// Whom writes name in history and audit; printable ASCII.
+    pub fn actor(mut self, actor: impl Into<String>) -> ClientBuilder {
+        self.actor = Some(actor.into());
+        self
+    }
+
+    /// How long [`ClientBuilder::connect`] waits for a first answer; 5 s by default.
+    pub fn connect_timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Brings the client up: opens the cache, and waits for a first answer of the
+    /// cluster. When none comes, and the cache on disk has something to serve,
+    /// the client starts offline and catches up by itself. Must be called inside
+    /// a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`ClientError::NoEndpoints`], [`ClientError::BadAddress`],
+    /// [`ClientError::BadOption`] and [`ClientError::BadMetadata`] for what cannot
+    /// be meant; [`ClientError::Unreachable`] and others of a first call;
+    /// [`ClientError::WrongCluster`]; [`ClientError::Cache`].
+    pub async fn connect(self) -> Result<Client, ClientError> {
+        let mut client = Client::with_options(self.endpoints, self.options)?;
+        if let Some(actor) = &self.actor {
+            client.calls = client.calls.with_metadata(names::ACTOR, actor)?;
+        }
+        client.calls.start();
+        client.meet(self.connect_timeout).await?;
+        Ok(client)
+    }
+}
+
+impl Client {
+    /// A first answer, from whichever member gives one.
+    async fn meet(&self, limit: Duration) -> Result<(), ClientError> {
+        match tokio::time::timeout(limit, self.member_list_serializable()).await {
+            Ok(answer) => answer.map(|_| ()),
+            Err(_) => Err(ClientError::timeout(limit, false)),
+        }
+    }
+}
