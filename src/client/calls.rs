@@ -169,6 +169,11 @@ impl Calls {
         self.shared.router.pick(kind, key, &[])
     }
 
+    /// The same, at none of those that were tried while there is another.
+    pub(super) fn route_past(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
+        self.shared.router.pick(kind, key, tried)
+    }
+
     /// Refuses an answer of another cluster, and reports its endpoint.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ mod sdk_bind;
 mod sdk_cache;
 mod sdk_etcd;
 mod sdk_retry;
+mod sdk_routing;
 mod sdk_subscribe;
 mod semantics_cluster;
 mod semantics_lock;

@@ -14,6 +14,7 @@ mod endpoint;
 mod hash;
 mod health;
 mod options;
+mod placement;
 mod set;
 mod status;
 mod strategy;
@@ -39,6 +40,7 @@ use crate::wire::channel::{self, ChannelOptions};
 
 pub use endpoint::EndpointHealth;
 pub use options::{RoutingOptions, Strategy};
+pub use placement::Placement;
 pub use status::EndpointStatus;
 
 use ask::{Ask, Network};

@@ -1,13 +1,12 @@
 //! All endpoints at one time. A set never changes; a new one takes its place.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use super::ejection::{self, Case};
 use super::endpoint::Endpoint;
-use super::options::{RoutingOptions, Strategy, matching};
+use super::options::{RoutingOptions, matching};
 use super::strategy::{Chooser, View, penalty};
 use super::tables::{Maglev, Node, Ring};
 use super::{CallKind, hash};
@@ -90,16 +89,9 @@ impl EndpointSet {
             .filter(|(_, entry)| !entry.is_foreign && (!entry.is_spare || !has_members))
             .map(|(index, entry)| Node { index, id_hash: entry.id_hash, weight: entry.weight })
             .collect();
-        // Every client makes the same table, in whatever order it met the members.
-        nodes.sort_by_key(|node| Reverse(node.id_hash));
+        Node::sort(&mut nodes);
         let strategies = || CallKind::ALL.into_iter().flat_map(|kind| options.strategy(kind).layers());
-        let points = strategies().find_map(|strategy| match strategy {
-            Strategy::Ring { points, .. } => Some(*points),
-            _ => None,
-        });
-        let needs_maglev = strategies().any(|strategy| matches!(strategy, Strategy::Maglev { .. }));
-        let ring = points.map(|points| Ring::new(&nodes, points));
-        let maglev = needs_maglev.then(|| Maglev::new(&nodes));
+        let (ring, maglev) = (Ring::wanted(strategies(), &nodes), Maglev::wanted(strategies(), &nodes));
         EndpointSet { entries, is_even, ring, maglev }
     }
 
