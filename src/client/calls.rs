@@ -422,6 +422,9 @@ impl Calls {
         R: Answer,
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        if let Some(error) = route.refusal() {
+            return Err(Failure { error, address: route.address().to_owned(), pushback: None });
+        }
         let mut request = self.request(message);
         if let Some(id) = id {
             stamp(request.metadata_mut(), id.id);

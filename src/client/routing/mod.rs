@@ -188,7 +188,7 @@ impl Router {
         let now = self.env.monotonic();
         let turn = self.turn.load(Ordering::Relaxed);
         let desk = &self.desks[kind as usize];
-        let (endpoint, member, is_foreign) = {
+        let (endpoint, member, foreign) = {
             let set = self.set.load();
             let draw = Draw { key: key.map(hash::of_bytes), turn, random: &|| self.env.random_u64() };
             let view = CallView {
@@ -203,12 +203,12 @@ impl Router {
             let probe = set.take_probe(kind, tried, now);
             let at = probe.unwrap_or_else(|| desk.chooser.choose(&view, &draw));
             let entry = &set.entries()[at];
-            (entry.endpoint.clone(), entry.member.id, entry.is_foreign)
+            (entry.endpoint.clone(), entry.member.id, entry.foreign)
         };
         desk.picks.increment(1);
         endpoint.begin(kind);
         let (router, reported) = (self.clone(), AtomicBool::new(false));
-        Route { router, endpoint, member, is_foreign, kind, turn, begun: now, reported }
+        Route { router, endpoint, member, foreign, kind, turn, begun: now, reported }
     }
 
     /// This member no longer leads, as far as anyone knows; who does is asked soon.
@@ -254,7 +254,7 @@ pub(in crate::client) struct Route {
     endpoint: Arc<Endpoint>,
     /// The member that answers there; 0 when nobody knows.
     member: u64,
-    is_foreign: bool,
+    foreign: Option<u64>,
     kind: CallKind,
     turn: usize,
     begun: Duration,
@@ -266,7 +266,13 @@ impl Route {
     /// Its channel; to nowhere if another cluster answers there, so that nothing
     /// is ever written to a wrong one.
     pub fn channel(&self) -> Channel {
-        if self.is_foreign { channel::refusing() } else { self.endpoint.channel() }
+        if self.foreign.is_some() { channel::refusing() } else { self.endpoint.channel() }
+    }
+
+    /// Why nothing may be sent there: another cluster answers.
+    pub fn refusal(&self) -> Option<ClientError> {
+        let (expected, address) = (self.router.cluster_id(), self.address().to_owned());
+        self.foreign.map(|actual| ClientError::WrongCluster { expected, actual, address })
     }
 
     /// The endpoint's address, as it was given.

@@ -19,8 +19,8 @@ pub struct Entry {
     pub member: Member,
     /// A given address that no member goes by; used while no member can be.
     pub is_spare: bool,
-    /// It is of another cluster.
-    pub is_foreign: bool,
+    /// The other cluster that it is of, if it is.
+    pub foreign: Option<u64>,
     pub zone: Option<Arc<str>>,
     is_far: bool,
     weight: u32,
@@ -46,24 +46,24 @@ impl Entry {
             id => hash::of_member(id),
         };
         let is_far = options.zone.is_some() && zone.as_deref() != options.zone.as_deref();
-        Entry { endpoint, member, is_spare, is_foreign: false, zone, is_far, weight, id_hash }
+        Entry { endpoint, member, is_spare, foreign: None, zone, is_far, weight, id_hash }
     }
 
     /// The same address, found to be of another cluster.
-    pub fn foreign(endpoint: Arc<Endpoint>, options: &RoutingOptions) -> Entry {
-        Entry { is_foreign: true, ..Entry::new(endpoint, Member::default(), true, options) }
+    pub fn foreign(endpoint: Arc<Endpoint>, cluster: u64, options: &RoutingOptions) -> Entry {
+        Entry { foreign: Some(cluster), ..Entry::new(endpoint, Member::default(), true, options) }
     }
 
     /// Whether it is known to refuse such calls, or must not be asked.
     fn is_unfit(&self, kind: CallKind) -> bool {
-        self.is_foreign || (self.member.is_read_only && kind != CallKind::SerializableRead)
+        self.foreign.is_some() || (self.member.is_read_only && kind != CallKind::SerializableRead)
     }
 
     /// Whether this and `other` are the same in all that choices go by.
     fn is_like(&self, other: &Entry) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
             && self.member == other.member
-            && (self.is_spare, self.is_foreign) == (other.is_spare, other.is_foreign)
+            && (self.is_spare, self.foreign) == (other.is_spare, other.foreign)
     }
 }
 
@@ -86,7 +86,7 @@ impl EndpointSet {
         let has_members = entries.iter().any(|entry| !entry.is_spare);
         let mut nodes: Vec<Node> = (0u16..)
             .zip(&entries)
-            .filter(|(_, entry)| !entry.is_foreign && (!entry.is_spare || !has_members))
+            .filter(|(_, entry)| entry.foreign.is_none() && (!entry.is_spare || !has_members))
             .map(|(index, entry)| Node { index, id_hash: entry.id_hash, weight: entry.weight })
             .collect();
         Node::sort(&mut nodes);

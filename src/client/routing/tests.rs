@@ -249,6 +249,22 @@ async fn another_cluster_is_never_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_sent_when_all_are_of_another_cluster() {
+    let cluster = FakeCluster::of(2);
+    let told = RoutingOptions { cluster_id: Some(99), ..options() };
+    let router = started(&["n1:1", "n2:1"], told, &cluster).await;
+    let route = router.pick(CallKind::Write, None, &[]);
+    let Some(ClientError::WrongCluster { expected: 99, actual: CLUSTER, .. }) = route.refusal() else {
+        panic!("{:?}", route.refusal())
+    };
+    // The address is given to another machine, of the right cluster.
+    cluster.serve("n1:1", 99, 1);
+    tokio::time::sleep(SECOND * 35).await;
+    assert_eq!(only(&picked(&router, CallKind::Write, 20)), ["n1:1"]);
+    assert!(router.pick(CallKind::Write, None, &[]).refusal().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_nobody_there_it_goes_on_asking_and_finds_them_later() {
     let cluster = FakeCluster::of(3);
     let nodes = std::mem::take(&mut cluster.0.lock().nodes);
