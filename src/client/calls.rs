@@ -9,7 +9,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -63,8 +62,6 @@ struct Shared {
     gate: Arc<CallGate>,
     experience: Experience,
     ids: Ids,
-    /// The cluster that this client belongs to; 0 until it is known.
-    cluster_id: AtomicU64,
     options: PolicyOptions,
     env: EnvRef,
 }
@@ -100,15 +97,13 @@ impl Calls {
     pub(super) fn new(endpoints: &[String], options: ClientOptions) -> Result<Calls, ClientError> {
         let env = SystemEnv::shared();
         let ClientOptions { channel, routing, policy } = options;
-        let cluster_id = routing.cluster_id;
-        let router = Arc::new(Router::with_options(endpoints, routing, &channel, &env)?);
-        Calls::with_router(router, policy, cluster_id, env)
+        let router = Arc::new(Router::new(endpoints, routing, &channel, &env)?);
+        Calls::with_router(router, policy, env)
     }
 
     pub(super) fn with_router(
         router: Arc<Router>,
         options: PolicyOptions,
-        cluster_id: Option<u64>,
         env: EnvRef,
     ) -> Result<Calls, ClientError> {
         options.check()?;
@@ -117,7 +112,6 @@ impl Calls {
             gate: CallGate::new(&options, &env),
             experience: Experience::new(&options, &env),
             ids: Ids::new(&env),
-            cluster_id: AtomicU64::new(cluster_id.unwrap_or(0)),
             options,
             env,
         };
@@ -175,7 +169,7 @@ impl Calls {
 
     /// The cluster that this client belongs to; 0 until an answer told it.
     pub(super) fn cluster_id(&self) -> u64 {
-        self.shared.cluster_id.load(Ordering::Acquire)
+        self.shared.router.cluster_id()
     }
 
     /// A message with this client's metadata.
@@ -208,9 +202,8 @@ impl Calls {
         if actual == 0 {
             return Ok(());
         }
-        let pinned = &self.shared.cluster_id;
-        match pinned.compare_exchange(0, actual, Ordering::AcqRel, Ordering::Acquire) {
-            Err(expected) if expected != actual => {
+        match self.shared.router.pin_cluster(actual) {
+            expected if expected != actual => {
                 route.failed();
                 let address = route.address().to_owned();
                 Err(ClientError::WrongCluster { expected, actual, address })
@@ -427,6 +420,9 @@ impl Calls {
 
     fn pick(&self, call: &Call, trail: &mut Trail) -> Route {
         let route = self.shared.router.pick(call.kind, call.key.as_deref(), trail.tried());
+        if call.limit == Limit::None {
+            route.is_waiting();
+        }
         trail.visit(route.address());
         route
     }
@@ -445,6 +441,9 @@ impl Calls {
         R: Answer,
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        if let Some(error) = route.refusal() {
+            return Err(Failure { error, address: route.address().to_owned(), pushback: None });
+        }
         let mut request = self.request(message);
         if let Some(id) = id {
             stamp(request.metadata_mut(), id.id);
@@ -529,7 +528,12 @@ impl Calls {
             ClientError::WrongCluster { .. } => {}
             // One that says it has too much to do is not sick.
             _ if class == ErrorClass::Overloaded => {}
-            _ if error.may_retry() => route.failed(),
+            _ if error.may_retry() => {
+                route.failed();
+                if error.is_about_the_leader() {
+                    route.leader_lost();
+                }
+            }
             _ => route.worked(),
         }
     }

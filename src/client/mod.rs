@@ -80,7 +80,7 @@ pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuil
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
 pub use policy::{HedgeDelay, PolicyOptions, RequestIds};
-pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
+pub use routing::{CallKind, EndpointHealth, EndpointStatus, Placement, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,

@@ -38,6 +38,7 @@ mod sdk_cache;
 mod sdk_connect;
 mod sdk_etcd;
 mod sdk_retry;
+mod sdk_routing;
 mod sdk_subscribe;
 mod semantics_cluster;
 mod semantics_lock;
