@@ -171,10 +171,15 @@ impl Calls {
         self.shared.router.pick(kind, key, &[])
     }
 
-    /// Refuses an answer of another cluster, and reports its endpoint.
+    /// The same, at none of `tried` while there is another.
+    pub(super) fn route_beside(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
+        self.shared.router.pick(kind, key, tried)
+    }
+
+    /// Refuses an answer of another cluster.
     ///
     /// # Errors
-    /// [`ClientError::WrongCluster`].
+    /// [`ClientError::WrongCluster`]; the caller reports the endpoint as failed.
     pub(super) fn check(&self, answer: &impl Answer, route: &Route) -> Result<(), ClientError> {
         let actual = answer.cluster_id();
         if actual == 0 {
@@ -183,7 +188,6 @@ impl Calls {
         let pinned = &self.shared.cluster_id;
         match pinned.compare_exchange(0, actual, Ordering::AcqRel, Ordering::Acquire) {
             Err(expected) if expected != actual => {
-                route.failed();
                 let address = route.address().to_owned();
                 Err(ClientError::WrongCluster { expected, actual, address })
             }
@@ -481,13 +485,11 @@ impl Calls {
         if pushback.is_some() || (class == ErrorClass::Overloaded && error.may_retry()) {
             self.shared.gate.pushed_back();
         }
-        match error {
-            // Reported where it was seen.
-            ClientError::WrongCluster { .. } => {}
-            // One that says it has too much to do is not sick.
-            _ if class == ErrorClass::Overloaded => {}
-            _ if error.may_retry() => route.failed(),
-            _ => route.worked(),
+        match error.may_retry() {
+            // One that has too much to do is not sick.
+            true if class == ErrorClass::Overloaded => {}
+            true => route.failed(),
+            false => route.worked(),
         }
     }
 

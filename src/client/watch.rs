@@ -280,10 +280,17 @@ impl Watch {
                     let opening = Box::pin(open(client, outgoing, self.create_request()));
                     self.link = LinkState::Opening { route, opening };
                 }
-                LinkState::Opening { opening, .. } => match opening.await {
-                    Ok(opened) => self.opened(opened)?,
-                    Err(error) => self.unlink(error)?,
-                },
+                LinkState::Opening { route, opening } => {
+                    let calls = &self.client.calls;
+                    let opened = opening.await.and_then(|opened| {
+                        calls.check(&opened.created, route)?;
+                        Ok(opened)
+                    });
+                    match opened {
+                        Ok(opened) => self.opened(opened)?,
+                        Err(error) => self.unlink(error)?,
+                    }
+                }
             }
         }
     }
