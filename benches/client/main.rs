@@ -1,8 +1,33 @@
 //! The SDK, measured: `cargo bench --bench client -- routing|cache|push`, or all without a name.
+#![cfg_attr(
+    feature = "server",
+    expect(
+        clippy::disallowed_methods,
+        reason = "the time that real processes take is measured on the real clock"
+    )
+)]
 
 mod cache;
 mod push;
 mod routing;
+
+// The clusters of real processes that the end-to-end tests start.
+#[cfg(feature = "server")]
+#[path = "../../tests/e2e/cluster.rs"]
+#[allow(dead_code)]
+mod cluster;
+#[cfg(feature = "server")]
+#[path = "../../tests/e2e/process.rs"]
+#[allow(dead_code)]
+mod process;
+#[cfg(feature = "server")]
+#[path = "../../tests/e2e/target.rs"]
+#[allow(dead_code)]
+mod target;
+#[cfg(feature = "server")]
+#[path = "../usage.rs"]
+#[allow(dead_code)]
+mod usage;
 
 fn main() {
     // Cargo passes flags of its own.

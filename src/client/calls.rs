@@ -166,13 +166,17 @@ impl Calls {
         request
     }
 
+    pub(super) fn router(&self) -> &Arc<Router> {
+        &self.shared.router
+    }
+
     /// An endpoint for a stream.
     pub(super) fn route(&self, kind: CallKind, key: Option<&[u8]>) -> Route {
         self.shared.router.pick(kind, key, &[])
     }
 
-    /// The same, at none of `tried` while there is another.
-    pub(super) fn route_beside(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
+    /// The same, at none of those that were tried while there is another.
+    pub(super) fn route_past(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
         self.shared.router.pick(kind, key, tried)
     }
 

@@ -169,10 +169,15 @@ impl ClientError {
     /// about whether that is safe: see [`ClientError::may_have_happened`].
     pub fn may_retry(&self) -> bool {
         use ClientError::{NotDone, Overloaded, Unknown, Unreachable, WrongCluster};
-        matches!(
-            self,
-            NotDone { .. } | Unknown { .. } | Unreachable { .. } | Overloaded { .. } | WrongCluster { .. }
-        )
+        match self {
+            NotDone { .. }
+            | Unknown { .. }
+            | Unreachable { .. }
+            | Overloaded { .. }
+            | WrongCluster { .. } => true,
+            ClientError::Cache(error) => error.may_retry(),
+            _ => false,
+        }
     }
 
     /// Whether the call may have changed the store. A write for which this is
@@ -193,7 +198,7 @@ impl ClientError {
             ClientError::Compacted { .. } | ClientError::LeaseGone { .. } => ErrorClass::Conflict,
             ClientError::WatchCanceled { .. } => ErrorClass::Unavailable,
             ClientError::Unsupported { .. } => ErrorClass::Unsupported,
-            ClientError::Cache(_) => ErrorClass::Internal,
+            ClientError::Cache(error) => error.class(),
             ClientError::AnswerLost { .. } | ClientError::Protocol(_) => ErrorClass::Internal,
             ClientError::WrongCluster { .. }
             | ClientError::BadOption { .. }

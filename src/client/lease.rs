@@ -65,7 +65,7 @@ impl LeaseKeeper {
             // Taken out meanwhile: an answer that comes after its time must not be
             // taken for the next one's.
             let mut link = self.link.take().unwrap_or_else(|| {
-                let route = calls.route_beside(CallKind::Stream, None, &tried);
+                let route = calls.route_past(CallKind::Stream, None, &tried);
                 Link { route, stream: None }
             });
             tried.push(link.route.address().to_owned());

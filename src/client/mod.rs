@@ -42,9 +42,11 @@ mod watch;
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
 pub use builder::ClientBuilder;
 pub use cache::{
-    Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
-    OnTrouble, Phase, ScopeState, Unproven,
+    Answer, Cache, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState,
+    Level, OnTrouble, Phase, ScopeState, Unproven,
 };
+#[doc(hidden)]
+pub use cache::{CacheFeed, CacheSource, Seen};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::{ClientError, ErrorClass};
@@ -52,7 +54,7 @@ pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuil
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
 pub use policy::{HedgeDelay, PolicyOptions, RequestIds};
-pub use routing::{CallKind, EndpointHealth, RoutingOptions, Strategy};
+pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
