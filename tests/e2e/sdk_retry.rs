@@ -560,6 +560,16 @@ fn a_wrong_cluster_behind_an_address_is_named_and_never_used() {
         let error = pinned(nodes(&other)).range_stream(GetOptions::keys(KeyRange::Single("k".into()))).await;
         let first = error.expect("a stream opens").next().await.expect("it has a piece");
         assert!(matches!(first, Err(ClientError::WrongCluster { .. })), "{first:?}");
+        // With discovery too: nothing of ours is ever written there.
+        let builder = Client::builder([nodes(&other), nodes(c)].concat()).cluster_id(cluster_id.unwrap_or(0));
+        let both = builder.connect().await.expect("one of them is ours");
+        for i in 0..20 {
+            both.put(format!("both/{i}"), "ours").await.expect("the right one is found");
+        }
+        let there = client(nodes(&other), policy(RequestIds::Off)).range(GetOptions::prefix("both/")).await;
+        assert_eq!(there.expect("it is well").reply.count, 0);
+        let lost = Client::builder(nodes(&other)).cluster_id(cluster_id.unwrap_or(0)).connect().await;
+        assert!(matches!(&lost, Err(ClientError::WrongCluster { .. })), "{lost:?}");
         for _ in 0..8 {
             let both = pinned([nodes(&other), nodes(c)].concat());
             let kv = both.get("k").await.expect("the right one is among them").expect("the key is there");

@@ -257,6 +257,11 @@ impl Route {
         if self.is_foreign { channel::refusing() } else { self.endpoint.channel() }
     }
 
+    /// Whether another cluster answers there, so that nothing may be sent.
+    pub fn is_foreign(&self) -> bool {
+        self.is_foreign
+    }
+
     /// The endpoint's address, as it was given.
     pub fn address(&self) -> &str {
         self.endpoint.address()
