@@ -163,11 +163,14 @@ fn every_change_comes_once_while_nodes_die_leaders_move_and_history_goes() {
             Filter::glob(&format!("{p}s1*/*")).unwrap(),
             Filter::regex(&format!("^{p}s[0-4]/")).unwrap(),
         ];
+        // Of each four, the first share a client and so their watches.
+        let shared = client(c);
         let mut readers = Vec::new();
-        for n in 0..12 {
+        for n in 0..16 {
             let filter = filters[n % filters.len()].clone();
-            let start = if n < 8 { Start::Snapshot } else { Start::Now };
-            let subscription = client(c).subscribe(filter.clone()).start(start).open().await.unwrap();
+            let start = if n % 8 < 4 { Start::Snapshot } else { Start::Now };
+            let client = if n < 8 { shared.clone() } else { client(c) };
+            let subscription = client.subscribe(filter.clone()).start(start).open().await.unwrap();
             readers.push((filter, Reader::start(subscription, false, Duration::ZERO)));
         }
         // Falls behind so far that its watch is closed, and its place compacted.
@@ -208,7 +211,7 @@ fn every_change_comes_once_while_nodes_die_leaders_move_and_history_goes() {
                 assert_eq!(replica.keys.len(), there.len(), "reader {n}");
             }
             resumes += stats.resumes;
-            if n == 12 {
+            if n == 16 {
                 of_slow = (replica, stats);
             }
         }
