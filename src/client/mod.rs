@@ -89,7 +89,10 @@ pub use subscribe::{
 pub use trace::{Attempt, CallTrace};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 
+use std::sync::Arc;
+
 use calls::Calls;
+use subscribe::Feeds;
 
 pub use crate::resilience::Priority;
 use crate::types::RequestId;
@@ -100,6 +103,7 @@ use crate::wire::metadata as names;
 pub struct Client {
     calls: Calls,
     cache: Option<Cache>,
+    feeds: Arc<Feeds>,
 }
 
 impl std::fmt::Debug for Client {
@@ -128,11 +132,11 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Client, ClientError> {
         let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
-        Ok(Client { calls: Calls::new(&endpoints, options)?, cache: None })
+        Ok(Client { calls: Calls::new(&endpoints, options)?, cache: None, feeds: Arc::default() })
     }
 
     fn with_calls(&self, calls: Calls) -> Client {
-        Client { calls, cache: self.cache.clone() }
+        Client { calls, cache: self.cache.clone(), feeds: self.feeds.clone() }
     }
 
     /// A client whose writes name `actor` in history and audit.
