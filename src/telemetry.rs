@@ -154,12 +154,28 @@ catalogue! {
     Gauge CACHE_BYTES = "mainstay_cache_bytes": "Bytes in the block cache.";
     Gauge DISK_FREE_BYTES = "mainstay_disk_free_bytes": "Free bytes of the file system that holds the data directory.";
     Gauge ALARMS = "mainstay_alarms": "Raised alarms, by kind.";
+    // A client's caches.
+    Counter CLIENT_CACHE_HITS = "mainstay_client_cache_hits_total": "Reads that the cache answered, by level (l1, l2 or l3).";
+    Counter CLIENT_CACHE_MISSES = "mainstay_client_cache_misses_total": "Reads that the cluster answered.";
+    Counter CLIENT_CACHE_PROMOTIONS = "mainstay_client_cache_promotions_total": "Values that went up to the first level because they were read.";
+    Counter CLIENT_CACHE_DEMOTIONS = "mainstay_client_cache_demotions_total": "Values that went down to the second level because the first was full.";
+    Counter CLIENT_CACHE_EVICTIONS = "mainstay_client_cache_evictions_total": "Values that the memory levels dropped because they were full.";
+    Counter CLIENT_CACHE_CHECKSUM_FAILURES = "mainstay_client_cache_checksum_failures_total": "Records that were damaged and dropped.";
+    Counter CLIENT_CACHE_POLICY_SWITCHES = "mainstay_client_cache_policy_switches_total": "Changes of the live policy.";
+    Counter CLIENT_CACHE_RESYNCS = "mainstay_client_cache_resyncs_total": "Watched prefixes that were read whole, at first or after a compaction.";
+    Counter CLIENT_CACHE_VERIFICATIONS = "mainstay_client_cache_verifications_total": "Questions for the store's revision, by outcome (proven or failed).";
+    Gauge CLIENT_CACHE_BYTES = "mainstay_client_cache_bytes": "Bytes held, by level (l1, l2 or l3).";
+    Gauge CLIENT_CACHE_LIVE = "mainstay_client_cache_live": "1 while every watched prefix is up to date, 0 otherwise.";
+    Gauge CLIENT_CACHE_DISK_FAILED = "mainstay_client_cache_disk_failed": "1 while the durable level is not written, 0 otherwise.";
+    Histogram CLIENT_CACHE_AGE_SECONDS = "mainstay_client_cache_age_seconds": "Age of answers from the cache; one of 64 is counted.";
+
     Gauge BUILD_INFO = "mainstay_build_info": "Always 1; the version is in the label.";
     Gauge UPTIME_SECONDS = "mainstay_uptime_seconds": "Seconds since the node started.";
 
     // Clients: which endpoint calls go to.
     Counter CLIENT_PICKS = "mainstay_client_picks_total": "Endpoints chosen for calls and streams, by strategy.";
     Counter CLIENT_EJECTIONS = "mainstay_client_ejections_total": "Times an endpoint was left out because calls or health checks failed, by endpoint.";
+    Counter CLIENT_DISCOVERY_FAILURES = "mainstay_client_discovery_failures_total": "Rounds of discovery that did not find the members and their leader.";
     Gauge CLIENT_ENDPOINT_EJECTED = "mainstay_client_endpoint_ejected": "1 while an endpoint is left out, 0 otherwise, by endpoint.";
 }
 

@@ -131,6 +131,12 @@ impl Calls {
         })
     }
 
+    /// From here on answers of another cluster are refused, unless one has
+    /// decided already.
+    pub(super) fn pin(&self, cluster_id: u64) {
+        let _ = self.shared.cluster_id.compare_exchange(0, cluster_id, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Begins what runs beside the calls: discovery and health.
     pub(super) fn start(&self) {
         self.shared.router.start();
@@ -179,9 +185,18 @@ impl Calls {
         request
     }
 
+    pub(super) fn router(&self) -> &Arc<Router> {
+        &self.shared.router
+    }
+
     /// An endpoint for a stream.
     pub(super) fn route(&self, kind: CallKind, key: Option<&[u8]>) -> Route {
         self.shared.router.pick(kind, key, &[])
+    }
+
+    /// The same, at none of those that were tried while there is another.
+    pub(super) fn route_past(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
+        self.shared.router.pick(kind, key, tried)
     }
 
     /// Refuses an answer of another cluster, and reports its endpoint.

@@ -89,12 +89,12 @@ impl GetOptions {
     }
 
     /// What reading them is, as a call.
-    fn call(&self) -> Call {
+    pub(super) fn call(&self) -> Call {
         let key = Some(self.query.range.start().clone());
         if self.serializable { Call::serializable(key) } else { Call::read(key) }
     }
 
-    fn into_request(self) -> pb::RangeRequest {
+    pub(super) fn into_request(self) -> pb::RangeRequest {
         convert::range_request(self.query, self.serializable)
     }
 }

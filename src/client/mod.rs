@@ -43,9 +43,11 @@ mod watch;
 pub use bind::{Bind, BindError, BindStatus, Binding, Format};
 pub use builder::ClientBuilder;
 pub use cache::{
-    Answer, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState, Level,
-    OnTrouble, Phase, ScopeState, Unproven,
+    Answer, Cache, CacheError, CacheOptions, CachePolicy, CacheState, CacheStats, Consistency, DiskState,
+    Level, OnTrouble, Phase, ScopeState, Unproven,
 };
+#[doc(hidden)]
+pub use cache::{CacheFeed, CacheSource, Seen};
 pub use calls::ClientOptions;
 pub use cluster::SnapshotPiece;
 pub use error::{ClientError, ErrorClass};
@@ -53,7 +55,7 @@ pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuil
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
 pub use policy::{HedgeDelay, PolicyOptions, RequestIds};
-pub use routing::{CallKind, EndpointHealth, RoutingOptions, Strategy};
+pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
@@ -72,6 +74,7 @@ use crate::wire::metadata as names;
 #[derive(Clone)]
 pub struct Client {
     calls: Calls,
+    cache: Option<Cache>,
 }
 
 impl std::fmt::Debug for Client {
@@ -100,7 +103,11 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Client, ClientError> {
         let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
-        Ok(Client { calls: Calls::new(&endpoints, options)? })
+        Ok(Client { calls: Calls::new(&endpoints, options)?, cache: None })
+    }
+
+    fn with_calls(&self, calls: Calls) -> Client {
+        Client { calls, cache: self.cache.clone() }
     }
 
     /// A client whose writes name `actor` in history and audit.
@@ -108,12 +115,12 @@ impl Client {
     /// # Errors
     /// [`ClientError::BadMetadata`] if the name is not printable ASCII.
     pub fn with_actor(&self, actor: &str) -> Result<Client, ClientError> {
-        Ok(Client { calls: self.calls.with_metadata(names::ACTOR, actor)? })
+        Ok(self.with_calls(self.calls.with_metadata(names::ACTOR, actor)?))
     }
 
     /// A client whose calls have this priority at the gate: see [`PolicyOptions`].
     pub fn with_priority(&self, priority: Priority) -> Client {
-        Client { calls: self.calls.with_priority(priority) }
+        self.with_calls(self.calls.with_priority(priority))
     }
 
     /// The cluster that this client belongs to, as its options or the first
@@ -126,6 +133,6 @@ impl Client {
     /// however often it is made, and is repeated when its outcome is unknown.
     /// Use it for one write only. [`Session`] deals the ids out.
     pub fn with_request_id(&self, id: RequestId) -> Client {
-        Client { calls: self.calls.with_request_id(id) }
+        self.with_calls(self.calls.with_request_id(id))
     }
 }

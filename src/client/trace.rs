@@ -66,6 +66,6 @@ impl Client {
     /// ```
     pub fn traced(&self) -> (Client, CallTrace) {
         let trace = CallTrace::default();
-        (Client { calls: self.calls.with_trace(trace.clone()) }, trace)
+        (self.with_calls(self.calls.with_trace(trace.clone())), trace)
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::client::{ClientError, ErrorClass};
+
 /// How a cache behaves. Every field has a default that suits a service with some
 /// ten thousand keys; [`CacheOptions::check`] says what is wrong with the others.
 #[derive(Clone, Debug)]
@@ -103,14 +105,6 @@ pub enum OnTrouble {
 /// Why a cache could not be opened, or why it has no answer.
 #[derive(Clone, Debug, Error)]
 pub enum CacheError {
-    /// An option is out of its range.
-    #[error("cache option {option}: {reason}")]
-    BadOption {
-        /// The field.
-        option: &'static str,
-        /// What is wrong, and what would be right.
-        reason: String,
-    },
     /// Another cache has the directory open, in this process or another.
     #[error(
         "the cache directory {} is in use; give each process a directory of its own, or allow it to go on in memory only",
@@ -120,16 +114,16 @@ pub enum CacheError {
         /// The directory.
         path: PathBuf,
     },
-    /// The directory holds what another cluster said.
+    /// The cache holds what another cluster said.
     #[error(
-        "the cache directory {} is of cluster {expected:x}, and this is cluster {actual:x}; \
-         correct the endpoints, or remove the directory",
-        path.display()
+        "the cache in {} is of cluster {expected:x}, and the endpoints are of cluster {actual:x}; \
+         correct the endpoints, or give the cache another directory",
+        if path.as_os_str().is_empty() { "memory".into() } else { path.display().to_string() }
     )]
     ForeignCluster {
-        /// The directory.
+        /// The directory; empty if the cache has none.
         path: PathBuf,
-        /// The cluster that the directory is of.
+        /// The cluster that the cache is of.
         expected: u64,
         /// The cluster that the client speaks to.
         actual: u64,
@@ -143,12 +137,18 @@ pub enum CacheError {
         reason: String,
     },
     /// A bounded read, and the cache cannot prove that what it has is so young.
-    #[error("the cache cannot prove an answer younger than {bound:?}; its last proof is {}", aged(age))]
+    #[error(
+        "the cache cannot prove an answer younger than {bound:?}; what it has is {}{}",
+        aged(age),
+        because(source)
+    )]
     NotProven {
         /// What was asked for.
         bound: Duration,
         /// The age of what the cache has, if it has anything.
         age: Option<Duration>,
+        /// Why the cluster could not be asked instead, if that was allowed.
+        source: Option<Box<ClientError>>,
     },
     /// The cache was closed.
     #[error("the cache is closed")]
@@ -159,6 +159,10 @@ fn aged(age: &Option<Duration>) -> String {
     age.map_or("missing".to_owned(), |age| format!("{age:?} old"))
 }
 
+fn because(source: &Option<Box<ClientError>>) -> String {
+    source.as_ref().map_or(String::new(), |source| format!(", and the cluster does not answer: {source}"))
+}
+
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 const DAYS_30: Duration = Duration::from_secs(30 * 86_400);
@@ -166,35 +170,54 @@ const TICK: Duration = Duration::from_millis(1);
 /// Watched prefixes that one cache has at most; each is a watch of its own.
 const PREFIXES_MAX: usize = 64;
 
+impl CacheError {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            CacheError::NotProven { source: Some(source), .. } => source.class(),
+            CacheError::NotProven { source: None, .. } => ErrorClass::Unavailable,
+            CacheError::InUse { .. } | CacheError::Disk { .. } => ErrorClass::Unavailable,
+            CacheError::ForeignCluster { .. } | CacheError::Closed => ErrorClass::Invalid,
+        }
+    }
+
+    /// Whether the same read could work if it were made again.
+    pub fn may_retry(&self) -> bool {
+        matches!(self, CacheError::NotProven { source, .. } if source.as_ref().is_none_or(|source| source.may_retry()))
+    }
+}
+
 impl CacheOptions {
     /// Whether the options can be used.
     ///
     /// # Errors
-    /// [`CacheError::BadOption`] names the field and the fix.
-    pub fn check(&self) -> Result<(), CacheError> {
+    /// [`ClientError::BadOption`] names the field and the fix.
+    pub fn check(&self) -> Result<(), ClientError> {
         let bytes = |option, value: u64, min: u64| {
             within(option, (min..=TIB).contains(&value), || format!("{value} bytes; give {min} to {TIB}"))
         };
         let time = |option, value: Duration, min: Duration, max: Duration| {
             within(option, (min..=max).contains(&value), || format!("{value:?}; give {min:?} to {max:?}"))
         };
-        bytes("l1_bytes", self.l1_bytes, 64 << 10)?;
-        bytes("l2_bytes", self.l2_bytes, 0)?;
-        bytes("l3_bytes", self.l3_bytes, MIB)?;
-        time("ttl", self.ttl, TICK, DAYS_30)?;
-        time("absent_ttl", self.absent_ttl, Duration::ZERO, DAYS_30)?;
-        time("verify_interval", self.verify_interval, 10 * TICK, Duration::from_secs(3600))?;
+        bytes("cache.l1_bytes", self.l1_bytes, 64 << 10)?;
+        bytes("cache.l2_bytes", self.l2_bytes, 0)?;
+        bytes("cache.l3_bytes", self.l3_bytes, MIB)?;
+        time("cache.ttl", self.ttl, TICK, DAYS_30)?;
+        time("cache.absent_ttl", self.absent_ttl, Duration::ZERO, DAYS_30)?;
+        time("cache.verify_interval", self.verify_interval, 10 * TICK, Duration::from_secs(3600))?;
         if let CachePolicy::Ttl(after) = self.policy {
-            time("policy", after, TICK, DAYS_30)?;
+            time("cache.policy", after, TICK, DAYS_30)?;
         }
         let count = self.prefixes.len();
-        within("prefixes", count <= PREFIXES_MAX, || format!("{count} of them; at most {PREFIXES_MAX}"))?;
+        within("cache.prefixes", count <= PREFIXES_MAX, || {
+            format!("{count} of them; at most {PREFIXES_MAX}")
+        })?;
         for (i, one) in self.prefixes.iter().enumerate() {
             let inside =
                 self.prefixes.iter().enumerate().find(|(j, other)| *j != i && one.starts_with(other));
             if let Some((_, other)) = inside {
-                return Err(CacheError::BadOption {
-                    option: "prefixes",
+                return Err(ClientError::BadOption {
+                    option: "cache.prefixes",
                     reason: format!("{one:?} lies within {other:?}; leave it out"),
                 });
             }
@@ -203,8 +226,8 @@ impl CacheOptions {
     }
 }
 
-fn within(option: &'static str, holds: bool, reason: impl Fn() -> String) -> Result<(), CacheError> {
-    if holds { Ok(()) } else { Err(CacheError::BadOption { option, reason: reason() }) }
+fn within(option: &'static str, holds: bool, reason: impl Fn() -> String) -> Result<(), ClientError> {
+    if holds { Ok(()) } else { Err(ClientError::BadOption { option, reason: reason() }) }
 }
 
 #[cfg(test)]
@@ -220,7 +243,7 @@ mod tests {
     #[test]
     fn an_option_out_of_its_range_is_named_with_the_fix() {
         CacheOptions::default().check().unwrap();
-        assert!(refused(|o| o.l1_bytes = 10).contains("l1_bytes: 10 bytes; give 65536 to"));
+        assert!(refused(|o| o.l1_bytes = 10).contains("cache.l1_bytes: 10 bytes; give 65536 to"));
         assert!(refused(|o| o.l2_bytes = u64::MAX).contains("l2_bytes"));
         assert!(refused(|o| o.l3_bytes = 1).contains("l3_bytes"));
         assert!(refused(|o| o.ttl = Duration::ZERO).contains("ttl: 0ns; give 1ms to"));

@@ -7,13 +7,19 @@
 //! it reads the current set of endpoints, which discovery and health checks
 //! replace from their own tasks.
 
+mod ask;
+mod discovery;
 mod ejection;
 mod endpoint;
 mod hash;
+mod health;
 mod options;
 mod set;
+mod status;
 mod strategy;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,16 +28,20 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use metrics::Counter;
 use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 
 use super::ClientError;
 use crate::env::EnvRef;
 use crate::telemetry;
-use crate::wire::channel::ChannelOptions;
+use crate::wire::channel::{self, ChannelOptions};
 
 pub use endpoint::EndpointHealth;
 pub use options::{RoutingOptions, Strategy};
+pub use status::EndpointStatus;
 
+use ask::{Ask, Network};
 use endpoint::Endpoint;
 use set::{CallView, EndpointSet, Entry, Member};
 use strategy::{Chooser, Draw};
@@ -72,6 +82,15 @@ pub(in crate::client) struct Router {
     turn: AtomicUsize,
     /// The member that leads; 0 when nobody knows.
     leader: AtomicU64,
+    /// The cluster that the endpoints must be of; 0 before the first has answered.
+    cluster: AtomicU64,
+    ask: Arc<dyn Ask>,
+    /// Asks for a round of discovery before its time.
+    wake: Arc<Notify>,
+    /// The rounds of discovery that are over.
+    rounds: watch::Sender<u64>,
+    /// Discovery and health checks; they end with the router.
+    tasks: Mutex<Vec<AbortHandle>>,
     /// Held while it is decided who is left out, or while the set is replaced.
     judging: Mutex<()>,
 }
@@ -112,6 +131,11 @@ impl Router {
             desks,
             turn: AtomicUsize::new(first),
             leader: AtomicU64::new(0),
+            cluster: AtomicU64::new(options.cluster_id.unwrap_or(0)),
+            ask: Arc::new(Network),
+            wake: Arc::new(Notify::new()),
+            rounds: watch::Sender::new(0),
+            tasks: Mutex::new(Vec::new()),
             judging: Mutex::new(()),
             options,
             channel_options: channel_options.clone(),
@@ -119,7 +143,31 @@ impl Router {
         })
     }
 
-    pub fn start(self: &Arc<Router>) {}
+    /// Starts discovery and health checks, as far as the options want them. They
+    /// end when the router is dropped, with the last clone of the client.
+    pub fn start(self: &Arc<Router>) {
+        let mut tasks = self.tasks.lock();
+        if !tasks.is_empty() {
+            return;
+        }
+        let weak = || Arc::downgrade(self);
+        if let Some(interval) = self.options.discovery_interval {
+            tasks.push(tokio::spawn(discovery::run(weak(), interval)).abort_handle());
+        }
+        if let Some(interval) = self.options.health_interval {
+            tasks.push(tokio::spawn(health::run(weak(), interval)).abort_handle());
+        }
+    }
+
+    /// Waits until the first round of discovery is over, however it went; at
+    /// once if there is none to wait for.
+    pub async fn discovered(&self) {
+        if self.options.discovery_interval.is_some() && !self.tasks.lock().is_empty() {
+            let mut rounds = self.rounds.subscribe();
+            // The sender lives as long as `self`.
+            let _ = rounds.wait_for(|rounds| *rounds > 0).await;
+        }
+    }
 
     /// The endpoint for a call of this kind; `key` is what it is about, if that
     /// is one key or prefix. Those in `tried` failed this call already: another
@@ -128,7 +176,7 @@ impl Router {
         let now = self.env.monotonic();
         let turn = self.turn.load(Ordering::Relaxed);
         let desk = &self.desks[kind as usize];
-        let endpoint = {
+        let (endpoint, member, is_foreign) = {
             let set = self.set.load();
             let draw = Draw { key: key.map(hash::of_bytes), turn, random: &|| self.env.random_u64() };
             let view = CallView {
@@ -142,11 +190,19 @@ impl Router {
             };
             let probe = set.take_probe(kind, tried, now);
             let at = probe.unwrap_or_else(|| desk.chooser.choose(&view, &draw));
-            set.entries()[at].endpoint.clone()
+            let entry = &set.entries()[at];
+            (entry.endpoint.clone(), entry.member.id, entry.is_foreign)
         };
         desk.picks.increment(1);
         endpoint.begin(kind);
-        Route { router: self.clone(), endpoint, kind, turn, begun: now, reported: AtomicBool::new(false) }
+        let (router, reported) = (self.clone(), AtomicBool::new(false));
+        Route { router, endpoint, member, is_foreign, kind, turn, begun: now, reported }
+    }
+
+    /// This member no longer leads, as far as anyone knows; who does is asked soon.
+    fn forget_leader(&self, leader: u64) {
+        let _ = self.leader.compare_exchange(leader, 0, Ordering::Relaxed, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
     /// Decides anew who is left out, after something about an endpoint changed.
@@ -165,6 +221,12 @@ impl Router {
     }
 }
 
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.tasks.lock().iter().for_each(AbortHandle::abort);
+    }
+}
+
 /// Whether two addresses are the same, but for how they are written.
 fn same_address(a: &str, b: &str) -> bool {
     let bare = |address: &str| -> String {
@@ -178,6 +240,9 @@ fn same_address(a: &str, b: &str) -> bool {
 pub(in crate::client) struct Route {
     router: Arc<Router>,
     endpoint: Arc<Endpoint>,
+    /// The member that answers there; 0 when nobody knows.
+    member: u64,
+    is_foreign: bool,
     kind: CallKind,
     turn: usize,
     begun: Duration,
@@ -186,8 +251,10 @@ pub(in crate::client) struct Route {
 }
 
 impl Route {
+    /// Its channel; to nowhere if another cluster answers there, so that nothing
+    /// is ever written to a wrong one.
     pub fn channel(&self) -> Channel {
-        self.endpoint.channel()
+        if self.is_foreign { channel::refusing() } else { self.endpoint.channel() }
     }
 
     /// The endpoint's address, as it was given.
@@ -213,6 +280,19 @@ impl Route {
         if self.endpoint.on_failure(now, random, self.latency(now), decay) {
             self.router.judge();
         }
+        // It may be gone for good, or lead no longer; the members know.
+        self.router.forget_leader(self.member);
+    }
+
+    /// How long the call takes will say nothing about the endpoint: it waits for
+    /// what others do.
+    pub fn is_waiting(&self) {
+        self.reported.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer was that there is no leader, or no longer the same.
+    pub fn leader_lost(&self) {
+        self.router.forget_leader(self.router.leader.load(Ordering::Relaxed));
     }
 
     /// How long the call took, the first time it is asked. What a stream lasts

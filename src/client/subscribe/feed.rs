@@ -94,21 +94,26 @@ impl Feed {
     }
 
     fn received(&mut self, revision: Revision, filtered_out: usize) {
-        let resumes = self.mirror.resumes();
         metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_FILTERED).increment(filtered_out as u64);
-        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_RESUMES).increment(resumes - self.resumes);
-        self.resumes = resumes;
         self.shared.feed(|state| {
             state.stats.filtered_out += filtered_out as u64;
-            state.stats.resumes = resumes;
             state.stats.received_revision = revision;
         });
+        self.count_resumes();
+    }
+
+    fn count_resumes(&mut self) {
+        let resumes = self.mirror.resumes();
+        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_RESUMES).increment(resumes - self.resumes);
+        self.resumes = resumes;
+        self.shared.feed(|state| state.stats.resumes = resumes);
     }
 
     async fn wait_for_room(&mut self) {
         if timeout(PATIENCE, self.shared.room()).await.is_err() {
             tracing::debug!(revision = %self.mirror.revision(), "a subscription's queue stays full; its watch is closed");
             self.mirror.suspend();
+            self.count_resumes();
             self.shared.room().await;
         }
     }

@@ -119,7 +119,7 @@ impl SubscribeOptions {
         }
         match self.start {
             Start::Revision(Revision(..=0)) => {
-                bad("start", "revisions count from 1; for now, give Start::Now")
+                bad("start", "revisions count from 1; to begin with the next change, give Start::Now")
             }
             Start::Time(time) if time < UNIX_EPOCH => bad("start", "the time is before 1970"),
             _ => Ok(()),
