@@ -174,6 +174,7 @@ fn writes_follow_the_leader() {
         assert!(writes.get(&url).is_some_and(|count| *count >= 50), "{writes:?}");
 
         c.nodes[new].kill();
+        eventually("writes flow again", SOON, async || client.put("followed", "on").await.ok()).await;
         for n in 0..50 {
             client.put("followed", n.to_string()).await.unwrap();
         }
