@@ -195,7 +195,7 @@ fn members_that_join_are_used_and_those_removed_are_not() {
         let client = client(c, 0, options()).await;
         finds(&client, 3).await;
         let at = c.extra_node("n4");
-        let target = format!("127.0.0.1:{}", c.nodes[0].client_port);
+        let target = c.nodes[0].url();
         c.nodes[at].flags.extend([format!("--join={target}"), "--kind=observer".into()]);
         c.nodes[at].start();
         c.wait_node_ready(at).await;
