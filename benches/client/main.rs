@@ -1,4 +1,5 @@
-//! The SDK, measured: `cargo bench --bench client -- routing|cache|push`, or all without a name.
+//! The SDK, measured: `cargo bench --bench client -- routing|cache|push|chaos`; without a name all but
+//! the last, which takes minutes.
 #![cfg_attr(
     feature = "server",
     expect(
@@ -8,6 +9,8 @@
 )]
 
 mod cache;
+#[cfg(feature = "server")]
+mod chaos;
 mod push;
 mod routing;
 
@@ -32,9 +35,15 @@ mod usage;
 fn main() {
     // Cargo passes flags of its own.
     let names: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
-    let parts: [(&str, fn()); 3] = [("routing", routing::run), ("cache", cache::run), ("push", push::run)];
-    for (name, run) in parts {
-        if names.is_empty() || names.iter().any(|asked| asked == name) {
+    let parts: &[(&str, fn(), bool)] = &[
+        ("routing", routing::run, true),
+        ("cache", cache::run, true),
+        ("push", push::run, true),
+        #[cfg(feature = "server")]
+        ("chaos", chaos::run, false),
+    ];
+    for (name, run, is_quick) in parts {
+        if (names.is_empty() && *is_quick) || names.iter().any(|asked| asked == name) {
             println!("## {name}\n");
             run();
         }

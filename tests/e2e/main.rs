@@ -35,6 +35,7 @@ mod semantics_watch_edges;
 
 mod sdk_bind;
 mod sdk_cache;
+mod sdk_connect;
 mod sdk_etcd;
 mod sdk_retry;
 mod sdk_routing;
