@@ -175,6 +175,7 @@ catalogue! {
     // Clients: which endpoint calls go to.
     Counter CLIENT_PICKS = "mainstay_client_picks_total": "Endpoints chosen for calls and streams, by strategy.";
     Counter CLIENT_EJECTIONS = "mainstay_client_ejections_total": "Times an endpoint was left out because calls or health checks failed, by endpoint.";
+    Counter CLIENT_DISCOVERY_FAILURES = "mainstay_client_discovery_failures_total": "Rounds of discovery that did not find the members and their leader.";
     Gauge CLIENT_ENDPOINT_EJECTED = "mainstay_client_endpoint_ejected": "1 while an endpoint is left out, 0 otherwise, by endpoint.";
 }
 

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use super::calls::ClientOptions;
-use super::{CacheOptions, Client, ClientError, PolicyOptions, RoutingOptions};
+use super::{Cache, CacheOptions, Client, ClientError, PolicyOptions, RoutingOptions};
 use crate::wire::channel::ChannelOptions;
 use crate::wire::metadata as names;
+
+/// How long a client with a cache on disk waits for the cluster before it starts
+/// with what it has.
+const OFFLINE_AFTER: Duration = Duration::from_secs(1);
 
 /// Puts a client together. Everything but the endpoints has a default that suits
 /// a service: members are discovered and watched over, reads spread by key,
@@ -123,12 +127,43 @@ impl ClientBuilder {
             client.calls = client.calls.with_metadata(names::ACTOR, actor)?;
         }
         client.calls.start();
-        client.meet(self.connect_timeout).await?;
+        let Some(options) = self.cache else {
+            client.meet(self.connect_timeout).await?;
+            return Ok(client);
+        };
+        options.check()?;
+        let first_wait = match &options.dir {
+            Some(_) => OFFLINE_AFTER.min(self.connect_timeout),
+            None => self.connect_timeout,
+        };
+        let met = client.meet(first_wait).await;
+        if let Err(error) = &met
+            && (options.dir.is_none()
+                || !error.may_retry()
+                || matches!(error, ClientError::WrongCluster { .. }))
+        {
+            return Err(met.err().unwrap_or(ClientError::NoEndpoints));
+        }
+        let cache = Cache::open(&client, options, client.cluster_id()).await?;
+        if let Err(error) = met {
+            if let Some(id) = cache.cluster_id().filter(|_| cache.has_content()) {
+                client.calls.pin(id);
+                tracing::warn!(%error, "no member answers; starting offline with what the cache on disk has");
+            } else {
+                client.meet(self.connect_timeout.saturating_sub(first_wait)).await?;
+            }
+        }
+        client.cache = Some(cache);
         Ok(client)
     }
 }
 
 impl Client {
+    /// The cache, if the client was built with one.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_ref()
+    }
+
     /// A first answer, from whichever member gives one.
     async fn meet(&self, limit: Duration) -> Result<(), ClientError> {
         match tokio::time::timeout(limit, self.member_list_serializable()).await {

@@ -56,7 +56,7 @@ impl Client {
         peer_urls: Vec<String>,
     ) -> Result<pb::MemberAddResponse, ClientError> {
         let client =
-            Client { calls: self.calls.with_metadata(names::MEMBER_KIND, names::MEMBER_KIND_OBSERVER)? };
+            self.with_calls(self.calls.with_metadata(names::MEMBER_KIND, names::MEMBER_KIND_OBSERVER)?);
         client.member_add_learner(peer_urls).await
     }
 

@@ -188,6 +188,14 @@ impl ClientError {
         matches!(self, Unknown { write: true, .. } | Protocol(_) | AnswerLost { .. } | WrongCluster { .. })
     }
 
+    /// Whether a server said that nobody leads, or somebody else than before.
+    pub(super) fn is_about_the_leader(&self) -> bool {
+        let (ClientError::NotDone { message, .. } | ClientError::Unknown { message, .. }) = self else {
+            return false;
+        };
+        matches!(&message[..], "etcdserver: no leader" | "etcdserver: leader changed")
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -234,7 +242,9 @@ impl ClientError {
             (Code::FailedPrecondition, "etcdserver: rpc not supported for learner") => {
                 not_done(ErrorClass::Unavailable)
             }
-            (Code::AlreadyExists, _) if write => ClientError::AnswerLost { message },
+            (Code::AlreadyExists, words) if words.starts_with("mainstay: the request was applied before") => {
+                ClientError::AnswerLost { message }
+            }
             // etcd gives what its locks and elections refuse no code of its own.
             (Code::Unknown, refusal)
                 if refusal.starts_with("election: ") || refusal.starts_with("mutex: ") =>
@@ -259,6 +269,9 @@ fn refusal_class(code: Code, message: &str) -> ErrorClass {
         Code::FailedPrecondition | Code::NotFound | Code::AlreadyExists | Code::Unknown => {
             ErrorClass::Conflict
         }
+        // etcd gives who is not let in the code of bad requests in two cases.
+        Code::InvalidArgument if message.contains("authentication failed") => ErrorClass::Denied,
+        Code::InvalidArgument if message == "etcdserver: revision of auth store is old" => ErrorClass::Denied,
         // etcd has one code for revisions that are gone or yet to come and for bad numbers.
         Code::OutOfRange if message.contains("revision") => ErrorClass::Conflict,
         // etcd refuses to change what is not there with the code of bad requests.
@@ -323,6 +336,105 @@ fn never_sent(status: &Status) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// What servers say of a write: code, words, class, may it be retried, may it have happened.
+    #[rustfmt::skip]
+    const TABLE: &[(Code, &str, ErrorClass, bool, bool)] = {
+        use Code::*;
+        use ErrorClass as Class;
+        &[
+            (Unavailable, "etcdserver: no leader", Class::Unavailable, true, false),
+            (ResourceExhausted, "etcdserver: too many requests", Class::Overloaded, true, false),
+            (FailedPrecondition, "etcdserver: rpc not supported for learner", Class::Unavailable, true, false),
+            (Unavailable, "etcdserver: leader changed", Class::Unavailable, true, true),
+            (Unavailable, "etcdserver: server stopped", Class::Unavailable, true, true),
+            (Unavailable, "etcdserver: unhealthy cluster", Class::Unavailable, true, true),
+            (Unavailable, "etcdserver: request timed out", Class::Timeout, true, true),
+            (Unavailable, "etcdserver: request timed out, possibly due to previous leader failure", Class::Timeout, true, true),
+            (Unavailable, "etcdserver: request timed out, possibly due to connection lost", Class::Timeout, true, true),
+            (Unavailable, "etcdserver: request timed out, leader transfer took too long", Class::Timeout, true, true),
+            (DeadlineExceeded, "etcdserver: context deadline exceeded", Class::Timeout, true, true),
+            (DeadlineExceeded, "", Class::Timeout, true, true),
+            (Unknown, "context deadline exceeded", Class::Timeout, true, true),
+            (Cancelled, "Timeout expired", Class::Timeout, true, true),
+            (Unknown, "raft: stopped", Class::Internal, true, true),
+            (Internal, "mainstay: internal error: a task panicked", Class::Internal, true, true),
+            (Unknown, "election: no leader", Class::Conflict, false, false),
+            (Unknown, "election: not leader", Class::Conflict, false, false),
+            (Unknown, "mutex: session is expired", Class::Conflict, false, false),
+            (OutOfRange, "etcdserver: mvcc: required revision has been compacted", Class::Conflict, false, false),
+            (OutOfRange, "etcdserver: mvcc: required revision is a future revision", Class::Conflict, false, false),
+            (InvalidArgument, "etcdserver: key not found", Class::Conflict, false, false),
+            (NotFound, "etcdserver: requested lease not found", Class::Conflict, false, false),
+            (FailedPrecondition, "etcdserver: lease already exists", Class::Conflict, false, false),
+            (NotFound, "etcdserver: member not found", Class::Conflict, false, false),
+            (FailedPrecondition, "etcdserver: not leader", Class::Conflict, false, false),
+            (FailedPrecondition, "etcdserver: authentication is not enabled", Class::Conflict, false, false),
+            (FailedPrecondition, "mainstay: session 7 is unknown or has expired; open a new one", Class::Conflict, false, false),
+            (ResourceExhausted, "etcdserver: mvcc: database space exceeded", Class::Overloaded, false, false),
+            (ResourceExhausted, "mainstay: too many sessions; the limit is 10000", Class::Overloaded, false, false),
+            (InvalidArgument, "etcdserver: key is not provided", Class::Invalid, false, false),
+            (InvalidArgument, "etcdserver: request is too large", Class::Invalid, false, false),
+            (InvalidArgument, "etcdserver: duplicate key given in txn request", Class::Invalid, false, false),
+            (InvalidArgument, "etcdserver: too many operations in txn request", Class::Invalid, false, false),
+            (InvalidArgument, "mainstay: sequence 3 was used before with another request", Class::Invalid, false, false),
+            (OutOfRange, "etcdserver: too large lease TTL", Class::Invalid, false, false),
+            (Unauthenticated, "etcdserver: invalid auth token", Class::Denied, false, false),
+            (PermissionDenied, "etcdserver: permission denied", Class::Denied, false, false),
+            (InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", Class::Denied, false, false),
+            (InvalidArgument, "etcdserver: revision of auth store is old", Class::Denied, false, false),
+            (Unimplemented, "unknown service mainstay.v1.Sessions", Class::Unsupported, false, false),
+            (DataLoss, "etcdserver: corrupt cluster", Class::Internal, false, false),
+            (AlreadyExists, "mainstay: the request was applied before, at revision 9; its reply is no longer kept",
+                Class::Internal, false, true),
+        ]
+    };
+
+    #[test]
+    fn what_servers_say_means_this() {
+        for (code, words, class, may_retry, may_have_happened) in TABLE {
+            let error = ClientError::from_status(Status::new(*code, *words), true);
+            let means = (error.class(), error.may_retry(), error.may_have_happened());
+            assert_eq!(means, (*class, *may_retry, *may_have_happened), "{code:?} {words}");
+            assert!(error.to_string().contains(words), "{error}");
+            // A read never happened, and is repeated in the same cases.
+            let read = ClientError::from_status(Status::new(*code, *words), false);
+            assert!(!read.may_have_happened() || matches!(read, ClientError::AnswerLost { .. }), "{words}");
+            assert_eq!(read.may_retry(), *may_retry, "{words}");
+        }
+    }
+
+    #[test]
+    fn what_happened_on_this_side_means_this() {
+        let unreachable = ClientError::Unreachable { endpoints: vec![("a:1".into(), "refused".into())] };
+        let wrong = ClientError::WrongCluster { expected: 1, actual: 2, address: "a:1".into() };
+        let table = [
+            (ClientError::timeout(Duration::from_secs(1), true), ErrorClass::Timeout, true, true),
+            (ClientError::timeout(Duration::from_secs(1), false), ErrorClass::Timeout, true, false),
+            (ClientError::lost("gone", true), ErrorClass::Network, true, true),
+            (ClientError::Overloaded { reason: "full" }, ErrorClass::Overloaded, true, false),
+            (unreachable, ErrorClass::Network, true, false),
+            (wrong, ErrorClass::Invalid, true, true),
+            (ClientError::LeaseGone { id: 1 }, ErrorClass::Conflict, false, false),
+            (ClientError::Compacted { compact_revision: 1 }, ErrorClass::Conflict, false, false),
+            (ClientError::Protocol("odd"), ErrorClass::Internal, false, true),
+            (ClientError::NoEndpoints, ErrorClass::Invalid, false, false),
+        ];
+        for (error, class, may_retry, may_have_happened) in table {
+            let means = (error.class(), error.may_retry(), error.may_have_happened());
+            assert_eq!(means, (class, may_retry, may_have_happened), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_of_the_network() {
+        let cause = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset by peer");
+        let error = ClientError::from_status(Status::from_error(Box::new(cause)), true);
+        assert!(
+            matches!(error, ClientError::Unknown { write: true, class: ErrorClass::Network, .. }),
+            "{error:?}"
+        );
+    }
+
     fn answers(status: Status) -> (bool, bool) {
         let error = ClientError::from_status(status, true);
         (error.may_retry(), error.may_have_happened())
@@ -347,6 +459,10 @@ mod tests {
     fn doubt_stays_doubt() {
         assert_eq!(answers(Status::unavailable("etcdserver: request timed out")), (true, true));
         assert_eq!(answers(Status::unavailable("etcdserver: leader changed")), (true, true));
+        for (words, is) in [("no leader", true), ("leader changed", true), ("request timed out", false)] {
+            let status = Status::unavailable(format!("etcdserver: {words}"));
+            assert_eq!(ClientError::from_status(status, true).is_about_the_leader(), is, "{words}");
+        }
         assert_eq!(answers(Status::deadline_exceeded("")), (true, true));
         let read = ClientError::from_status(Status::unavailable("connection reset"), false);
         assert_eq!((read.may_retry(), read.may_have_happened()), (true, false));

@@ -107,6 +107,8 @@ pub struct Watch {
     next: Revision,
     link: LinkState,
     backoff: Backoff,
+    /// Endpoints that failed since something last came.
+    tried: Vec<String>,
     resumes: u64,
 }
 
@@ -132,8 +134,8 @@ struct Link {
     asked: bool,
     /// What the answer to a progress request promised, nothing having come since.
     promised: Option<Revision>,
-    /// The member has yet to reach the revision that the watch begins at, and
-    /// answers for no progress until then.
+    /// The member may have yet to reach the revision that the watch begins at,
+    /// and answers for no progress until then.
     ahead: bool,
 }
 
@@ -164,7 +166,7 @@ impl Watch {
     /// A watch that connects when it is first asked for something.
     pub(super) fn new(client: Client, options: WatchOptions) -> Watch {
         let (next, link) = (options.start, LinkState::Down { until: None });
-        Watch { client, options, next, link, backoff: Backoff::new(RECONNECT), resumes: 0 }
+        Watch { client, options, next, link, backoff: Backoff::new(RECONNECT), tried: Vec::new(), resumes: 0 }
     }
 
     /// Asks the server to say soon how far what it has sent reaches; the answer
@@ -192,6 +194,7 @@ impl Watch {
             match link.message().await {
                 Ok(response) => {
                     self.backoff.reset();
+                    self.tried.clear();
                     if let Some(batch) = self.take(response)? {
                         return Ok(batch);
                     }
@@ -240,7 +243,7 @@ impl Watch {
         let revision = last.kv.mod_revision;
         self.next = self.next.max(revision.next());
         if let LinkState::Up(link) = &mut self.link {
-            (link.promised, link.ahead) = (None, false);
+            link.promised = None;
         }
         Ok(Some(WatchBatch { revision, events }))
     }
@@ -259,7 +262,9 @@ impl Watch {
         if let Some(sure) = sure {
             self.next = self.next.max(sure.next());
         }
-        wanted.then(|| WatchBatch { revision: at, events: Vec::new() })
+        // A member that is behind may answer with less than is known already.
+        let revision = at.max(self.next.prev());
+        wanted.then(|| WatchBatch { revision, events: Vec::new() })
     }
 
     /// Makes sure that there is a connection with the watch on it.
@@ -272,7 +277,8 @@ impl Watch {
                         sleep_until(*until).await;
                     }
                     let calls = &self.client.calls;
-                    let route = calls.route(CallKind::Stream, Some(self.options.range.start()));
+                    let key = Some(&self.options.range.start()[..]);
+                    let route = calls.route_past(CallKind::Stream, key, &self.tried);
                     let mut outgoing = calls.request(());
                     // A member that has lost the leader is not to keep the stream.
                     outgoing.metadata_mut().insert("hasleader", AsciiMetadataValue::from_static("true"));
@@ -281,7 +287,11 @@ impl Watch {
                     self.link = LinkState::Opening { route, opening };
                 }
                 LinkState::Opening { opening, .. } => match opening.await {
-                    Ok(opened) => self.opened(opened)?,
+                    Ok(opened) => {
+                        if let Err(error) = self.opened(opened) {
+                            self.unlink(error)?;
+                        }
+                    }
                     Err(error) => self.unlink(error)?,
                 },
             }
@@ -289,10 +299,13 @@ impl Watch {
     }
 
     fn opened(&mut self, opened: Opened) -> Result<(), ClientError> {
+        let Opened { requests, responses, created } = opened;
+        if let LinkState::Opening { route, .. } = &self.link {
+            self.client.calls.check(&created, route)?;
+        }
         let state = std::mem::replace(&mut self.link, LinkState::Down { until: None });
         let LinkState::Opening { route, .. } = state else { return Ok(()) };
         route.worked();
-        let Opened { requests, responses, created } = opened;
         let at = Revision(created.header.map_or(0, |header| header.revision));
         let is_created = created.created;
         // A watch that cannot be is answered as created and canceled at once.
@@ -345,6 +358,9 @@ impl Watch {
                 tracing::debug!(?route, %error, next = %self.next, ?wait, "a watch goes on elsewhere");
                 self.resumes += 1;
                 route.failed();
+                if !self.tried.iter().any(|address| address == route.address()) {
+                    self.tried.push(route.address().to_owned());
+                }
             }
             _ => {}
         }
@@ -370,12 +386,15 @@ impl Link {
             // What has come already is looked at first, however late that is.
             match timeout_at(deadline, self.responses.message()).await {
                 Ok(Ok(Some(response))) => {
-                    (self.heard, self.probed) = (Instant::now(), None);
+                    (self.heard, self.probed, self.ahead) = (Instant::now(), None, false);
                     return Ok(response);
                 }
                 Ok(Ok(None)) => return Err(lost("the server ended the stream")),
                 Ok(Err(status)) => return Err(ClientError::from_status(status, false)),
-                Err(_) if self.ahead => self.heard = Instant::now(),
+                Err(_) if self.ahead => {
+                    self.request_progress();
+                    self.heard = Instant::now();
+                }
                 Err(_) if self.probed.is_some() => return Err(lost("the server has fallen silent")),
                 Err(_) => {
                     self.request_progress();

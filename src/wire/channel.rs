@@ -100,6 +100,13 @@ pub async fn connect_now(address: &str, options: &ChannelOptions) -> Result<Chan
     }
 }
 
+/// A channel to nowhere: each call on it fails at once, and surely was not sent.
+/// For what must not be reached. Must be called inside a Tokio runtime.
+pub fn refusing() -> Channel {
+    // Nobody can listen on port 0.
+    Endpoint::from_static("http://127.0.0.1:0").connect_lazy()
+}
+
 fn endpoint(address: &str, options: &ChannelOptions) -> Result<Endpoint, BadAddress> {
     let malformed = || BadAddress::Malformed { address: address.to_owned() };
     let url = match address.split_once("://") {

@@ -12,6 +12,7 @@ pub mod channel;
 pub mod convert;
 mod convert_reply;
 mod convert_txn;
+pub mod health;
 pub mod metadata;
 
 pub use convert::InvalidRequest;

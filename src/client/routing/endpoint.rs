@@ -164,6 +164,10 @@ impl Endpoint {
         }
         let Some(breaker) = &mut vitals.breaker else { return false };
         let was = breaker.state();
+        if was == BreakerState::Closed {
+            // A closed one admits everything, and counts successes as of then.
+            breaker.admit(now);
+        }
         breaker.on_success();
         if was != BreakerState::Closed {
             self.probe_at_ns.store(NEVER, Relaxed);

@@ -7,13 +7,20 @@
 //! it reads the current set of endpoints, which discovery and health checks
 //! replace from their own tasks.
 
+mod ask;
+mod discovery;
 mod ejection;
 mod endpoint;
 mod hash;
+mod health;
 mod options;
+mod placement;
 mod set;
+mod status;
 mod strategy;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,16 +29,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use metrics::Counter;
 use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 
 use super::ClientError;
 use crate::env::EnvRef;
 use crate::telemetry;
-use crate::wire::channel::ChannelOptions;
+use crate::wire::channel::{self, ChannelOptions};
 
 pub use endpoint::EndpointHealth;
 pub use options::{RoutingOptions, Strategy};
+pub use placement::Placement;
+pub use status::EndpointStatus;
 
+use ask::{Ask, Network};
 use endpoint::Endpoint;
 use set::{CallView, EndpointSet, Entry, Member};
 use strategy::{Chooser, Draw};
@@ -72,19 +84,23 @@ pub(in crate::client) struct Router {
     turn: AtomicUsize,
     /// The member that leads; 0 when nobody knows.
     leader: AtomicU64,
+    /// The cluster that the endpoints must be of; 0 before the first has answered.
+    cluster: AtomicU64,
+    ask: Arc<dyn Ask>,
+    /// Asks for a round of discovery before its time.
+    wake: Arc<Notify>,
+    /// The rounds of discovery that are over.
+    rounds: watch::Sender<u64>,
+    /// Discovery and health checks; they end with the router.
+    tasks: Mutex<Vec<AbortHandle>>,
     /// Held while it is decided who is left out, or while the set is replaced.
     judging: Mutex<()>,
 }
 
 impl Router {
-    /// A router of the given endpoints and no others.
-    pub fn new(addresses: &[String], options: &ChannelOptions, env: &EnvRef) -> Result<Router, ClientError> {
-        Router::with_options(addresses, RoutingOptions::direct(), options, env)
-    }
-
     /// A router that begins with the given endpoints. Must be called inside a
     /// Tokio runtime.
-    pub fn with_options(
+    pub fn new(
         addresses: &[String],
         options: RoutingOptions,
         channel_options: &ChannelOptions,
@@ -112,6 +128,11 @@ impl Router {
             desks,
             turn: AtomicUsize::new(first),
             leader: AtomicU64::new(0),
+            cluster: AtomicU64::new(options.cluster_id.unwrap_or(0)),
+            ask: Arc::new(Network),
+            wake: Arc::new(Notify::new()),
+            rounds: watch::Sender::new(0),
+            tasks: Mutex::new(Vec::new()),
             judging: Mutex::new(()),
             options,
             channel_options: channel_options.clone(),
@@ -119,7 +140,46 @@ impl Router {
         })
     }
 
-    pub fn start(self: &Arc<Router>) {}
+    /// Starts discovery and health checks, as far as the options want them. They
+    /// end when the router is dropped, with the last clone of the client.
+    pub fn start(self: &Arc<Router>) {
+        let mut tasks = self.tasks.lock();
+        if !tasks.is_empty() {
+            return;
+        }
+        let weak = || Arc::downgrade(self);
+        if let Some(interval) = self.options.discovery_interval {
+            tasks.push(tokio::spawn(discovery::run(weak(), interval)).abort_handle());
+        }
+        if let Some(interval) = self.options.health_interval {
+            tasks.push(tokio::spawn(health::run(weak(), interval)).abort_handle());
+        }
+    }
+
+    /// Waits until the first round of discovery is over, however it went; at
+    /// once if there is none to wait for.
+    #[cfg(test)]
+    pub async fn discovered(&self) {
+        if self.options.discovery_interval.is_some() && !self.tasks.lock().is_empty() {
+            let mut rounds = self.rounds.subscribe();
+            // The sender lives as long as `self`.
+            let _ = rounds.wait_for(|rounds| *rounds > 0).await;
+        }
+    }
+
+    /// The cluster that this client belongs to; 0 until an answer told it.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster.load(Ordering::Relaxed)
+    }
+
+    /// An endpoint is of this cluster; the first one counts. Returns the cluster
+    /// that this client belongs to.
+    pub fn pin_cluster(&self, actual: u64) -> u64 {
+        match self.cluster.compare_exchange(0, actual, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => actual,
+            Err(pinned) => pinned,
+        }
+    }
 
     /// The endpoint for a call of this kind; `key` is what it is about, if that
     /// is one key or prefix. Those in `tried` failed this call already: another
@@ -128,7 +188,7 @@ impl Router {
         let now = self.env.monotonic();
         let turn = self.turn.load(Ordering::Relaxed);
         let desk = &self.desks[kind as usize];
-        let endpoint = {
+        let (endpoint, member, foreign) = {
             let set = self.set.load();
             let draw = Draw { key: key.map(hash::of_bytes), turn, random: &|| self.env.random_u64() };
             let view = CallView {
@@ -142,11 +202,19 @@ impl Router {
             };
             let probe = set.take_probe(kind, tried, now);
             let at = probe.unwrap_or_else(|| desk.chooser.choose(&view, &draw));
-            set.entries()[at].endpoint.clone()
+            let entry = &set.entries()[at];
+            (entry.endpoint.clone(), entry.member.id, entry.foreign)
         };
         desk.picks.increment(1);
         endpoint.begin(kind);
-        Route { router: self.clone(), endpoint, kind, turn, begun: now, reported: AtomicBool::new(false) }
+        let (router, reported) = (self.clone(), AtomicBool::new(false));
+        Route { router, endpoint, member, foreign, kind, turn, begun: now, reported }
+    }
+
+    /// This member no longer leads, as far as anyone knows; who does is asked soon.
+    fn forget_leader(&self, leader: u64) {
+        let _ = self.leader.compare_exchange(leader, 0, Ordering::Relaxed, Ordering::Relaxed);
+        self.wake.notify_one();
     }
 
     /// Decides anew who is left out, after something about an endpoint changed.
@@ -165,6 +233,12 @@ impl Router {
     }
 }
 
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.tasks.lock().iter().for_each(AbortHandle::abort);
+    }
+}
+
 /// Whether two addresses are the same, but for how they are written.
 fn same_address(a: &str, b: &str) -> bool {
     let bare = |address: &str| -> String {
@@ -178,6 +252,9 @@ fn same_address(a: &str, b: &str) -> bool {
 pub(in crate::client) struct Route {
     router: Arc<Router>,
     endpoint: Arc<Endpoint>,
+    /// The member that answers there; 0 when nobody knows.
+    member: u64,
+    foreign: Option<u64>,
     kind: CallKind,
     turn: usize,
     begun: Duration,
@@ -186,8 +263,16 @@ pub(in crate::client) struct Route {
 }
 
 impl Route {
+    /// Its channel; to nowhere if another cluster answers there, so that nothing
+    /// is ever written to a wrong one.
     pub fn channel(&self) -> Channel {
-        self.endpoint.channel()
+        if self.foreign.is_some() { channel::refusing() } else { self.endpoint.channel() }
+    }
+
+    /// Why nothing may be sent there: another cluster answers.
+    pub fn refusal(&self) -> Option<ClientError> {
+        let (expected, address) = (self.router.cluster_id(), self.address().to_owned());
+        self.foreign.map(|actual| ClientError::WrongCluster { expected, actual, address })
     }
 
     /// The endpoint's address, as it was given.
@@ -213,6 +298,19 @@ impl Route {
         if self.endpoint.on_failure(now, random, self.latency(now), decay) {
             self.router.judge();
         }
+        // It may be gone for good, or lead no longer; the members know.
+        self.router.forget_leader(self.member);
+    }
+
+    /// How long the call takes will say nothing about the endpoint: it waits for
+    /// what others do.
+    pub fn is_waiting(&self) {
+        self.reported.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer was that there is no leader, or no longer the same.
+    pub fn leader_lost(&self) {
+        self.router.forget_leader(self.router.leader.load(Ordering::Relaxed));
     }
 
     /// How long the call took, the first time it is asked. What a stream lasts

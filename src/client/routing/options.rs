@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::CallKind;
 use crate::client::ClientError;
-use crate::resilience::BreakerOptions;
+use crate::resilience::{BreakerOptions, BreakerRatio};
 
 /// How an endpoint is chosen among several.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,7 +160,10 @@ impl Default for RoutingOptions {
             discovery_interval: Some(Duration::from_secs(30)),
             health_interval: Some(Duration::from_secs(5)),
             probe_timeout: Duration::from_secs(2),
-            ejection: Some(BreakerOptions::default()),
+            ejection: Some(BreakerOptions {
+                ratio: Some(BreakerRatio::default()),
+                ..BreakerOptions::default()
+            }),
             latency_decay: Duration::from_secs(10),
             cluster_id: None,
         }
