@@ -179,16 +179,16 @@ impl Machine {
     pub fn apply(&mut self, entries: Vec<Entry>) -> Result<Vec<Reply>, StorageError> {
         let mut replies = Vec::with_capacity(entries.len());
         for entry in entries {
-            let outcome = match entry.payload {
+            let reply = match entry.payload {
                 Payload::Blank => {
                     self.begin(entry.position)?;
-                    Ok(Outcome::Done)
+                    self.reply(Ok(Outcome::Done))
                 }
                 Payload::Membership(bytes) => {
                     self.begin(entry.position)?;
                     self.chunk.batch.put(&self.db, Family::Meta, meta::MEMBERSHIP, &bytes);
                     self.state.membership = Some(bytes);
-                    Ok(Outcome::Done)
+                    self.reply(Ok(Outcome::Done))
                 }
                 Payload::Command(bytes) => {
                     let command: Command = codec::decode("command", &bytes)?;
@@ -201,7 +201,7 @@ impl Machine {
                     self.command(entry.position, command)?
                 }
             };
-            replies.push(Reply { revision: self.state.revision, outcome });
+            replies.push(reply);
             if self.chunk.batch.size_bytes() > CHUNK_BYTES_MAX {
                 self.write_out()?;
             }
@@ -222,23 +222,27 @@ impl Machine {
         Ok(())
     }
 
+    /// A reply as of the revision that the store has come to.
+    fn reply(&self, outcome: Result<Outcome, ApplyError>) -> Reply {
+        Reply { revision: self.state.revision, outcome }
+    }
+
     /// Applies a command, or answers it from before when it is a retry.
-    fn command(
-        &mut self,
-        position: LogPosition,
-        command: Command,
-    ) -> Result<Result<Outcome, ApplyError>, StorageError> {
+    fn command(&mut self, position: LogPosition, command: Command) -> Result<Reply, StorageError> {
         let Command { request, actor, operation } = command;
-        let Some(request) = request else { return self.operation(position, actor, operation) };
+        let Some(request) = request else {
+            let outcome = self.operation(position, actor, operation)?;
+            return Ok(self.reply(outcome));
+        };
         let fingerprint = crc32c::crc32c(&codec::encode(&operation));
         let verdict = self.sessions.admit(&self.db, &mut self.chunk, position.index, request, fingerprint);
         if let Verdict::Answer(answer) = verdict {
-            return Ok(answer);
+            return Ok(answer.unwrap_or_else(|error| self.reply(Err(error))));
         }
         let outcome = self.operation(position, actor, operation)?;
-        let reply = Reply { revision: self.state.revision, outcome };
+        let reply = self.reply(outcome);
         self.sessions.record(&self.db, &mut self.chunk, request, fingerprint, &reply);
-        Ok(reply.outcome)
+        Ok(reply)
     }
 
     fn operation(

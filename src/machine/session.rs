@@ -35,8 +35,8 @@ struct Session {
 pub(super) enum Verdict {
     /// It was not seen before: apply it, then `record` its reply.
     Apply,
-    /// It was applied, or cannot be; this is its reply.
-    Answer(Result<Outcome, ApplyError>),
+    /// It was applied, and this was its reply; or it cannot be.
+    Answer(Result<Reply, ApplyError>),
 }
 
 impl Sessions {
@@ -177,15 +177,14 @@ impl Sessions {
 }
 
 impl WriteRecord {
-    /// The answer to a retry of this write.
-    fn answer(&self, sequence: u64, fingerprint: u32) -> Result<Outcome, ApplyError> {
+    /// The answer to a retry of this write: the first one's, with its revision.
+    fn answer(&self, sequence: u64, fingerprint: u32) -> Result<Reply, ApplyError> {
         if self.fingerprint != fingerprint {
             return Err(ApplyError::SequenceReused { sequence });
         }
-        match &self.reply {
-            Some(reply) => reply.outcome.clone(),
-            None => Ok(Outcome::AppliedBefore(SequenceOutcome { revision: self.revision })),
-        }
+        let revision = self.revision;
+        let lost = || Outcome::AppliedBefore(SequenceOutcome { revision });
+        Ok(self.reply.clone().unwrap_or_else(|| Reply { revision, outcome: Ok(lost()) }))
     }
 }
 

@@ -201,7 +201,7 @@ pub struct Alarm {
 /// What applying a command gave. Equal on every replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The store's revision after the command.
+    /// The store's revision after the command; of a retry, after it was applied.
     pub revision: Revision,
     /// What it gave, or why nothing was changed.
     pub outcome: Result<Outcome, ApplyError>,

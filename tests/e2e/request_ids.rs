@@ -66,6 +66,7 @@ fn a_repeated_write_is_applied_once_on_any_node() {
         for node in 0..3 {
             let again = put(c, node, (session, 1, 0), "k", "a").await.unwrap();
             assert_eq!(again.prev_kv, first.prev_kv, "the same answer as the first time");
+            assert_eq!(at(&again), at(&first), "also the revision that it was done at");
         }
         let kv = get_one(&mut c.client(2).await, "k").await.unwrap();
         assert_eq!((kv.value(), kv.version(), kv.mod_revision()), (&b"between"[..], 2, at(&first) + 1));

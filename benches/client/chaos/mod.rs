@@ -208,8 +208,10 @@ async fn chaos(options: &Options) -> bool {
     cluster.wait_ready().await;
 
     let mut sdks = Vec::new();
-    for _ in 0..CLIENTS {
-        sdks.push(Sdk::connect(&cluster.endpoints()).await.expect("the cluster is ready"));
+    for i in 0..CLIENTS {
+        // One of them keeps its cache on disk as well.
+        let dir = (i == 0).then(|| cluster.root.join("cache"));
+        sdks.push(Sdk::connect(&cluster.endpoints(), dir).await.expect("the cluster is ready"));
     }
     let book = Book::new(LANES, CLIENTS);
     let start = sdks[0].revision().await.expect("the cluster is ready");

@@ -1,13 +1,17 @@
 //! The SDK as the load uses it, and the history of the store as a foreign client
 //! tells it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::client::{Batch, Client, ClientError, Filter, GetOptions, Start};
+use mainstay::client::{
+    Batch, CacheOptions, Client, ClientError, Consistency, Filter, GetOptions, Level, Start,
+};
 use mainstay::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, Space};
 use parking_lot::Mutex;
 
+use super::BOUND;
 use super::judge::Kind;
 
 /// How long a subscription may take to tell what is left.
@@ -19,21 +23,33 @@ pub struct Seen {
     pub level: &'static str,
 }
 
-/// One client as a service has it: members are found, writes carry request ids.
+/// One client as a service has it: members are found, writes carry request ids, reads are cached.
 pub struct Sdk {
     client: Client,
 }
 
 impl Sdk {
-    pub async fn connect(endpoints: &[String]) -> Result<Sdk, ClientError> {
-        let client = Client::builder(endpoints.iter().cloned()).connect().await?;
+    /// Its cache holds what is read, and in `dir` if there is one.
+    pub async fn connect(endpoints: &[String], dir: Option<PathBuf>) -> Result<Sdk, ClientError> {
+        let cache = CacheOptions { prefixes: vec!["chaos/".into()], dir, ..CacheOptions::default() };
+        let client = Client::builder(endpoints.iter().cloned()).cache(cache).connect().await?;
         Ok(Sdk { client })
     }
 
     pub async fn read(&self, key: &str, kind: Kind) -> Result<Seen, ClientError> {
-        let _ = kind;
-        let kv = self.client.get(key.to_owned()).await?;
-        Ok(Seen { kv, level: "Server" })
+        let consistency = match kind {
+            Kind::Bounded => Consistency::Bounded(BOUND),
+            Kind::Eventual => Consistency::Eventual,
+            Kind::Strong | Kind::Write => Consistency::Strong,
+        };
+        let answer = self.client.cache().expect("built with one").get(key, consistency).await?;
+        let level = match answer.level {
+            Level::L1 => "L1",
+            Level::L2 => "L2",
+            Level::L3 => "L3",
+            Level::Server => "server",
+        };
+        Ok(Seen { kv: answer.kv, level })
     }
 
     pub async fn write(&self, key: &str, value: String) -> Result<Revision, ClientError> {
