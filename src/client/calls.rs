@@ -1,15 +1,16 @@
 //! What every call goes through: the gate, the deadline, the request id, the
 //! choice of an endpoint, and the decision whether to try again. The order is
-//! told in `policy/mod.rs`.
+//! told in `policy/mod.rs`; one attempt is in `calls/attempt.rs`.
 //!
 //! Invariants: a call that may change the store is repeated only if it surely
 //! was not done, is harmless twice or carries a request id; once an attempt is
 //! in doubt, the call is never reported as not done; an answer of another
 //! cluster is never used.
 
+mod attempt;
+
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,13 +19,13 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
+use super::ClientError;
 use super::answer::Answer;
 use super::call::{Call, Limit, Repeat};
 use super::policy::{CallGate, Experience, Ids, OpenSession, PolicyOptions, RequestIds, Unopened, WriteId};
 use super::routing::{CallKind, Route, Router, RoutingOptions};
-use super::trace::{Attempt, CallTrace};
+use super::trace::CallTrace;
 use super::trail::Trail;
-use super::{ClientError, ErrorClass};
 use crate::env::{EnvRef, SystemEnv};
 use crate::resilience::{Backoff, Priority};
 use crate::telemetry;
@@ -33,6 +34,9 @@ use crate::wire::channel::ChannelOptions;
 use crate::wire::mainstay_v1 as pb;
 use crate::wire::mainstay_v1::sessions_client::SessionsClient;
 use crate::wire::metadata as names;
+
+pub(super) use attempt::Failure;
+use attempt::Pushback;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -63,8 +67,6 @@ struct Shared {
     gate: Arc<CallGate>,
     experience: Experience,
     ids: Ids,
-    /// The cluster that this client belongs to; 0 until it is known.
-    cluster_id: AtomicU64,
     options: PolicyOptions,
     env: EnvRef,
 }
@@ -81,34 +83,17 @@ pub(super) struct Calls {
     trace: Option<CallTrace>,
 }
 
-/// An attempt without an answer.
-pub(super) struct Failure {
-    pub error: ClientError,
-    pub address: String,
-    /// What the server said about trying again.
-    pushback: Option<Pushback>,
-}
-
-/// A server's word on when to try again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pushback {
-    After(Duration),
-    Never,
-}
-
 impl Calls {
     pub(super) fn new(endpoints: &[String], options: ClientOptions) -> Result<Calls, ClientError> {
         let env = SystemEnv::shared();
         let ClientOptions { channel, routing, policy } = options;
-        let cluster_id = routing.cluster_id;
-        let router = Arc::new(Router::with_options(endpoints, routing, &channel, &env)?);
-        Calls::with_router(router, policy, cluster_id, env)
+        let router = Arc::new(Router::new(endpoints, routing, &channel, &env)?);
+        Calls::with_router(router, policy, env)
     }
 
     pub(super) fn with_router(
         router: Arc<Router>,
         options: PolicyOptions,
-        cluster_id: Option<u64>,
         env: EnvRef,
     ) -> Result<Calls, ClientError> {
         options.check()?;
@@ -117,7 +102,6 @@ impl Calls {
             gate: CallGate::new(&options, &env),
             experience: Experience::new(&options, &env),
             ids: Ids::new(&env),
-            cluster_id: AtomicU64::new(cluster_id.unwrap_or(0)),
             options,
             env,
         };
@@ -134,7 +118,7 @@ impl Calls {
     /// From here on answers of another cluster are refused, unless one has
     /// decided already.
     pub(super) fn pin(&self, cluster_id: u64) {
-        let _ = self.shared.cluster_id.compare_exchange(0, cluster_id, Ordering::AcqRel, Ordering::Acquire);
+        self.shared.router.pin_cluster(cluster_id);
     }
 
     /// Begins what runs beside the calls: discovery and health.
@@ -175,7 +159,7 @@ impl Calls {
 
     /// The cluster that this client belongs to; 0 until an answer told it.
     pub(super) fn cluster_id(&self) -> u64 {
-        self.shared.cluster_id.load(Ordering::Acquire)
+        self.shared.router.cluster_id()
     }
 
     /// A message with this client's metadata.
@@ -189,29 +173,22 @@ impl Calls {
         &self.shared.router
     }
 
-    /// An endpoint for a stream.
-    pub(super) fn route(&self, kind: CallKind, key: Option<&[u8]>) -> Route {
-        self.shared.router.pick(kind, key, &[])
-    }
-
-    /// The same, at none of those that were tried while there is another.
+    /// An endpoint for a stream, at none of those that were tried while there is another.
     pub(super) fn route_past(&self, kind: CallKind, key: Option<&[u8]>, tried: &[String]) -> Route {
         self.shared.router.pick(kind, key, tried)
     }
 
-    /// Refuses an answer of another cluster, and reports its endpoint.
+    /// Refuses an answer of another cluster.
     ///
     /// # Errors
-    /// [`ClientError::WrongCluster`].
+    /// [`ClientError::WrongCluster`]; the caller reports the endpoint as failed.
     pub(super) fn check(&self, answer: &impl Answer, route: &Route) -> Result<(), ClientError> {
         let actual = answer.cluster_id();
         if actual == 0 {
             return Ok(());
         }
-        let pinned = &self.shared.cluster_id;
-        match pinned.compare_exchange(0, actual, Ordering::AcqRel, Ordering::Acquire) {
-            Err(expected) if expected != actual => {
-                route.failed();
+        match self.shared.router.pin_cluster(actual) {
+            expected if expected != actual => {
                 let address = route.address().to_owned();
                 Err(ClientError::WrongCluster { expected, actual, address })
             }
@@ -374,166 +351,6 @@ impl Calls {
         }
     }
 
-    /// One attempt; of a read, if that is on and it takes long, a second one beside it.
-    async fn attempt<M, R, F>(
-        &self,
-        call: &Call,
-        message: &M,
-        send: &impl Fn(Channel, Request<M>) -> F,
-        limit: Option<Duration>,
-        id: Option<&WriteId>,
-        trail: &mut Trail,
-    ) -> Result<(R, Route), Failure>
-    where
-        M: Clone,
-        R: Answer,
-        F: Future<Output = Result<Response<R>, Status>>,
-    {
-        let route = self.pick(call, trail);
-        let hedge = self.shared.options.hedge.filter(|_| call.is_plain_read());
-        let Some(delay) = hedge.and_then(|hedge| self.shared.experience.hedge_delay(hedge)) else {
-            return self.once(call, route, message.clone(), send, limit, id).await;
-        };
-        let first_address = route.address().to_owned();
-        let first = self.once(call, route, message.clone(), send, limit, id);
-        tokio::pin!(first);
-        tokio::select! {
-            biased;
-            answer = &mut first => return answer,
-            () = tokio::time::sleep(delay) => {}
-        }
-        let route = self.pick(call, trail);
-        if route.address() == first_address || !self.shared.experience.pay_for_hedge() {
-            return first.await;
-        }
-        metrics::counter!(telemetry::CLIENT_HEDGES).increment(1);
-        tracing::debug!(address = route.address(), ?delay, "asking a second endpoint as well");
-        let rest = limit.map(|limit| limit.saturating_sub(delay));
-        let second = self.once(call, route, message.clone(), send, rest, id);
-        tokio::pin!(second);
-        // The first answer wins; a failure waits for the other.
-        let failure = tokio::select! {
-            answer = &mut first => match answer {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => { trail.add(failure); second.await }
-            },
-            answer = &mut second => match answer {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => { trail.add(failure); first.await }
-            },
-        };
-        failure
-    }
-
-    fn pick(&self, call: &Call, trail: &mut Trail) -> Route {
-        let route = self.shared.router.pick(call.kind, call.key.as_deref(), trail.tried());
-        trail.visit(route.address());
-        route
-    }
-
-    /// One message to one endpoint, and what its outcome says about the endpoint.
-    async fn once<M, R, F>(
-        &self,
-        call: &Call,
-        route: Route,
-        message: M,
-        send: &impl Fn(Channel, Request<M>) -> F,
-        limit: Option<Duration>,
-        id: Option<&WriteId>,
-    ) -> Result<(R, Route), Failure>
-    where
-        R: Answer,
-        F: Future<Output = Result<Response<R>, Status>>,
-    {
-        let mut request = self.request(message);
-        if let Some(id) = id {
-            stamp(request.metadata_mut(), id.id);
-        }
-        // The time of a stream's opening must not travel: it would end the stream.
-        if let Some(limit) = limit.filter(|_| call.limit == Limit::Request) {
-            request.set_timeout(limit);
-        }
-        let sent_at = self.shared.env.monotonic();
-        let sent = send(route.channel(), request);
-        let answer = match limit {
-            None => Some(sent.await),
-            Some(limit) => tokio::time::timeout(limit, sent).await.ok(),
-        };
-        let time = self.shared.env.monotonic().saturating_sub(sent_at);
-        let (error, pushback) = match answer {
-            Some(Ok(response)) => {
-                let answer = response.into_inner();
-                match self.check(&answer, &route) {
-                    Ok(()) => {
-                        self.note_answer(call, &route, time, sent_at, id);
-                        self.write_down(call, &route, time, None);
-                        return Ok((answer, route));
-                    }
-                    Err(error) => (error, None),
-                }
-            }
-            Some(Err(status)) => {
-                let pushback = pushback(&status);
-                (ClientError::from_status(status, call.writes()), pushback)
-            }
-            None => (ClientError::timeout(limit.unwrap_or_default(), call.writes()), None),
-        };
-        self.note_failure(call, &route, &error, pushback);
-        self.write_down(call, &route, time, Some(&error));
-        Err(Failure { error, address: route.address().to_owned(), pushback })
-    }
-
-    fn note_answer(
-        &self,
-        call: &Call,
-        route: &Route,
-        time: Duration,
-        sent_at: Duration,
-        id: Option<&WriteId>,
-    ) {
-        route.worked();
-        if let Some(id) = id {
-            id.was_alive(sent_at);
-        }
-        self.shared.experience.worked(call.is_plain_read().then_some(time));
-        if call.limit == Limit::Request {
-            self.shared.gate.worked();
-        }
-        metrics::counter!(telemetry::CLIENT_ATTEMPTS, "kind" => call.kind_name(), "class" => "ok")
-            .increment(1);
-    }
-
-    fn write_down(&self, call: &Call, route: &Route, time: Duration, error: Option<&ClientError>) {
-        if let Some(trace) = &self.trace {
-            let address = route.address().to_owned();
-            trace.add(Attempt {
-                address,
-                kind: call.kind,
-                key: call.key.clone(),
-                time,
-                error: error.cloned(),
-            });
-        }
-    }
-
-    fn note_failure(&self, call: &Call, route: &Route, error: &ClientError, pushback: Option<Pushback>) {
-        let class = error.class();
-        metrics::counter!(telemetry::CLIENT_ATTEMPTS, "kind" => call.kind_name(), "class" => class.name())
-            .increment(1);
-        tracing::debug!(address = route.address(), %error, class = class.name(), "an attempt failed");
-        if pushback.is_some() || (class == ErrorClass::Overloaded && error.may_retry()) {
-            self.shared.gate.pushed_back();
-        }
-        match error {
-            // Reported where it was seen.
-            ClientError::WrongCluster { .. } => {}
-            // One that says it has too much to do is not sick.
-            _ if class == ErrorClass::Overloaded => {}
-            _ if error.may_retry() => route.failed(),
-            _ => route.worked(),
-        }
-    }
-
     /// The request id for a call, if it is one that carries one.
     async fn identify(
         &self,
@@ -603,13 +420,6 @@ fn stamp(metadata: &mut MetadataMap, id: RequestId) {
 fn is_session_gone(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { code: Code::FailedPrecondition, message }
         if message.starts_with("mainstay: session "))
-}
-
-/// gRPC's word for it: milliseconds to wait; anything else means not to try again.
-fn pushback(status: &Status) -> Option<Pushback> {
-    let value = status.metadata().get("grpc-retry-pushback-ms")?;
-    let ms = value.to_str().ok().and_then(|text| text.parse::<u32>().ok());
-    Some(ms.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(u64::from(ms)))))
 }
 
 #[cfg(test)]

@@ -188,6 +188,14 @@ impl ClientError {
         matches!(self, Unknown { write: true, .. } | Protocol(_) | AnswerLost { .. } | WrongCluster { .. })
     }
 
+    /// Whether a server said that nobody leads, or somebody else than before.
+    pub(super) fn is_about_the_leader(&self) -> bool {
+        let (ClientError::NotDone { message, .. } | ClientError::Unknown { message, .. }) = self else {
+            return false;
+        };
+        matches!(&message[..], "etcdserver: no leader" | "etcdserver: leader changed")
+    }
+
     /// What kind of trouble it is.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -451,6 +459,10 @@ mod tests {
     fn doubt_stays_doubt() {
         assert_eq!(answers(Status::unavailable("etcdserver: request timed out")), (true, true));
         assert_eq!(answers(Status::unavailable("etcdserver: leader changed")), (true, true));
+        for (words, is) in [("no leader", true), ("leader changed", true), ("request timed out", false)] {
+            let status = Status::unavailable(format!("etcdserver: {words}"));
+            assert_eq!(ClientError::from_status(status, true).is_about_the_leader(), is, "{words}");
+        }
         assert_eq!(answers(Status::deadline_exceeded("")), (true, true));
         let read = ClientError::from_status(Status::unavailable("connection reset"), false);
         assert_eq!((read.may_retry(), read.may_have_happened()), (true, false));

@@ -294,7 +294,7 @@ impl Client {
         let error = |status| ClientError::from_status(status, false);
         Ok(pieces.map(move |piece| {
             let piece = piece.map_err(error)?;
-            calls.check(&piece, &route)?;
+            calls.check(&piece, &route).inspect_err(|_| route.failed())?;
             Ok(piece.range_response.map(range_reply_from_wire).unwrap_or_default())
         }))
     }

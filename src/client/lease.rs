@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::call::Call;
-use super::routing::CallKind;
+use super::routing::{CallKind, Route};
 use super::{Client, ClientError};
 use crate::resilience::Backoff;
 use crate::types::LeaseId;
@@ -38,6 +38,14 @@ pub struct LeaseRemaining {
 pub struct LeaseKeeper {
     client: Client,
     id: LeaseId,
+    link: Option<Link>,
+}
+
+/// One connection of a keeper.
+#[derive(Debug)]
+struct Link {
+    route: Route,
+    /// Its two sides, once it is open.
     stream: Option<(mpsc::Sender<pb::LeaseKeepAliveRequest>, Streaming<pb::LeaseKeepAliveResponse>)>,
 }
 
@@ -49,41 +57,50 @@ impl LeaseKeeper {
     /// [`ClientError::LeaseGone`] when the lease does not exist, and those of a
     /// call that could not be made within the request timeout.
     pub async fn keep(&mut self) -> Result<i64, ClientError> {
-        let limit = self.client.calls.options().request_timeout;
-        let kept = match tokio::time::timeout(limit, self.keep_unlimited()).await {
-            Ok(kept) => kept,
-            // An answer that comes later must not be taken for the next one's.
-            Err(_) => Err(ClientError::timeout(limit, true)),
-        };
-        if kept.is_err() {
-            self.stream = None;
-        }
-        kept
-    }
-
-    async fn keep_unlimited(&mut self) -> Result<i64, ClientError> {
-        let mut backoff = Backoff::new(self.client.calls.options().backoff);
+        let calls = self.client.calls.clone();
+        let deadline = calls.env().monotonic() + calls.options().request_timeout;
+        let mut backoff = Backoff::new(calls.options().backoff);
+        let mut tried = Vec::new();
         loop {
-            let route = self.client.calls.route(CallKind::Stream, None);
-            match self.keep_once(route.channel()).await {
+            // Taken out meanwhile: an answer that comes after its time must not be
+            // taken for the next one's.
+            let mut link = self.link.take().unwrap_or_else(|| {
+                let route = calls.route_past(CallKind::Stream, None, &tried);
+                Link { route, stream: None }
+            });
+            tried.push(link.route.address().to_owned());
+            let left = deadline.saturating_sub(calls.env().monotonic());
+            let limit = left.min(calls.options().attempt_timeout);
+            let kept = match tokio::time::timeout(limit, self.keep_once(&mut link)).await {
+                Ok(kept) => kept,
+                Err(_) => Err(ClientError::timeout(limit, true)),
+            };
+            let error = match kept {
                 Ok(0) => return Err(ClientError::LeaseGone { id: self.id.0 }),
-                Ok(ttl_s) => return Ok(ttl_s),
-                Err(error) if !error.may_retry() => return Err(error),
-                // Keeping a lease twice is harmless, so doubt is no reason to stop.
-                Err(_) => {
-                    self.stream = None;
-                    route.failed();
-                    tokio::time::sleep(backoff.next_wait(self.client.calls.env().random_u64())).await;
+                Ok(ttl_s) => {
+                    link.route.worked();
+                    self.link = Some(link);
+                    return Ok(ttl_s);
                 }
+                Err(error) if !error.may_retry() => return Err(error),
+                Err(error) => error,
+            };
+            link.route.failed();
+            // Keeping a lease twice is harmless, so doubt is no reason to stop.
+            let wait = backoff.next_wait(calls.env().random_u64());
+            if calls.env().monotonic() + wait >= deadline {
+                return Err(error);
             }
+            tokio::time::sleep(wait).await;
         }
     }
 
-    async fn keep_once(&mut self, channel: tonic::transport::Channel) -> Result<i64, ClientError> {
+    async fn keep_once(&self, link: &mut Link) -> Result<i64, ClientError> {
         let request = pb::LeaseKeepAliveRequest { id: self.id.0 };
+        let calls = &self.client.calls;
         let lost = || ClientError::lost("the stream ended", true);
         let failed = |status| ClientError::from_status(status, true);
-        let responses = match &mut self.stream {
+        let responses = match &mut link.stream {
             Some((requests, responses)) => {
                 requests.send(request).await.map_err(|_| lost())?;
                 responses
@@ -92,12 +109,14 @@ impl LeaseKeeper {
                 // One request at a time is under way.
                 let (requests, outgoing) = mpsc::channel(1);
                 requests.send(request).await.map_err(|_| lost())?;
-                let outgoing = self.client.calls.request(ReceiverStream::new(outgoing));
-                let responses = LeaseClient::new(channel).lease_keep_alive(outgoing).await.map_err(failed)?;
-                &mut self.stream.insert((requests, responses.into_inner())).1
+                let outgoing = calls.request(ReceiverStream::new(outgoing));
+                let mut leases = LeaseClient::new(link.route.channel());
+                let responses = leases.lease_keep_alive(outgoing).await.map_err(failed)?;
+                &mut link.stream.insert((requests, responses.into_inner())).1
             }
         };
         let response = responses.message().await.map_err(failed)?.ok_or_else(lost)?;
+        calls.check(&response, &link.route)?;
         Ok(response.ttl)
     }
 }
@@ -135,7 +154,7 @@ impl Client {
     /// What keeps a lease alive. Does nothing before its first
     /// [`LeaseKeeper::keep`].
     pub fn lease_keeper(&self, id: LeaseId) -> LeaseKeeper {
-        LeaseKeeper { client: self.clone(), id, stream: None }
+        LeaseKeeper { client: self.clone(), id, link: None }
     }
 
     /// What a lease has left, with its keys if `keys` asks for them; `None` if

@@ -162,14 +162,6 @@ impl Mirror {
         }
     }
 
-    /// Lets the connection go until [`Mirror::next`] is called again, which goes
-    /// on after what it brought last. For who is not going to call it for long:
-    /// what comes meanwhile would lie unread on a connection that others share.
-    pub fn suspend(&mut self) {
-        self.resumes += u64::from(self.watch.is_some());
-        self.close();
-    }
-
     fn close(&mut self) {
         self.resumes += self.watch.take().map_or(0, |watch| watch.resumes());
     }

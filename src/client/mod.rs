@@ -1,24 +1,49 @@
-//! The client SDK: typed calls to a cluster, over etcd's API and Mainstay's own.
-//!
-//! It goes on to another endpoint when one fails, repeats what is safe to
-//! repeat, and resumes watches where they broke off. It never repeats a write
-//! whose outcome is unknown, unless the write carries a request id: see
-//! [`Session`]. It runs no task of its own.
+//! The client SDK: what a service links to read its settings from a cluster, and
+//! to go on when the cluster has trouble. It works against every server of etcd's
+//! v3 API; what only Mainstay has, says so.
 //!
 //! ```no_run
-//! use mainstay::client::{Client, ClientError, GetOptions};
+//! use std::time::Duration;
+//!
+//! use mainstay::client::{CacheOptions, Client, ClientError, Consistency, Filter};
 //!
 //! # async fn example() -> Result<(), ClientError> {
-//! let client = Client::connect(["http://127.0.0.1:2379"])?;
-//! client.put("greeting", "hello").await?;
-//! if let Some(kv) = client.get("greeting").await? {
-//!     println!("{:?} at revision {}", kv.value, kv.mod_revision);
+//! let client = Client::builder(["10.0.0.1:2379", "10.0.0.2:2379"])
+//!     .cache(CacheOptions { prefixes: vec!["svc/checkout/".into()], ..CacheOptions::default() })
+//!     .connect()
+//!     .await?;
+//!
+//! // Writes carry request ids: one whose connection broke is repeated, and done once.
+//! client.put("svc/checkout/limit", "10").await?;
+//!
+//! // Reads say how current they have to be, and how current they are.
+//! if let Some(cache) = client.cache() {
+//!     let answer = cache.get("svc/checkout/limit", Consistency::Bounded(Duration::from_secs(2))).await?;
+//!     println!("{:?}, {:?} old, from {:?}", answer.kv, answer.age, answer.level);
 //! }
-//! let all = client.range(GetOptions::prefix("greet").limit(100)).await?;
-//! println!("{} keys", all.reply.count);
+//!
+//! // Changes come in order, each once, over as many connections as it takes.
+//! let mut changes = client.subscribe(Filter::glob("svc/*/limit")?).open().await?;
+//! while let Some(batch) = changes.next().await {
+//!     let batch = batch?;
+//!     println!("{} changes up to revision {}", batch.events.len(), batch.revision);
+//! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! | | |
+//! |---|---|
+//! | [`Client::builder`] | a client for a service: finds the members, watches over them, repeats what is safe |
+//! | [`Client::connect`] | a client of the given endpoints and nothing else, for tools |
+//! | [`RoutingOptions`] | which endpoint a call goes to |
+//! | [`PolicyOptions`] | deadlines, retries and their budget, hedging, limits, request ids |
+//! | [`Cache`] | three levels of cache, bounded staleness, starting offline |
+//! | [`Client::subscribe`], [`Client::watch`], [`Client::mirror`] | changes: filtered and batched, plain, or as whole ranges |
+//! | [`Client::bind`] | a prefix as a value of your own type, reloaded as it changes |
+//! | [`ClientError`] | may it be tried again, may it have happened: two answers |
+//!
+//! Its metrics are named `mainstay_client_...`, and [`crate::telemetry::CATALOGUE`] describes each.
 
 mod answer;
 mod bind;
@@ -55,7 +80,7 @@ pub use kv::{DeleteReply, GetOptions, PutOptions, PutReply, RangeResult, TxnBuil
 pub use lease::{LeaseGranted, LeaseKeeper, LeaseRemaining};
 pub use mirror::{Mirror, MirrorUpdate};
 pub use policy::{HedgeDelay, PolicyOptions, RequestIds};
-pub use routing::{CallKind, EndpointHealth, EndpointStatus, RoutingOptions, Strategy};
+pub use routing::{CallKind, EndpointHealth, EndpointStatus, Placement, RoutingOptions, Strategy};
 pub use session::{Session, SessionWrite};
 pub use subscribe::{
     Batch, Delivery, Filter, FilterError, Overflow, SnapshotPart, Start, SubscribeBuilder, SubscribeOptions,
@@ -64,7 +89,10 @@ pub use subscribe::{
 pub use trace::{Attempt, CallTrace};
 pub use watch::{Watch, WatchBatch, WatchOptions};
 
+use std::sync::Arc;
+
 use calls::Calls;
+use subscribe::Feeds;
 
 pub use crate::resilience::Priority;
 use crate::types::RequestId;
@@ -75,6 +103,7 @@ use crate::wire::metadata as names;
 pub struct Client {
     calls: Calls,
     cache: Option<Cache>,
+    feeds: Arc<Feeds>,
 }
 
 impl std::fmt::Debug for Client {
@@ -103,11 +132,11 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Client, ClientError> {
         let endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
-        Ok(Client { calls: Calls::new(&endpoints, options)?, cache: None })
+        Ok(Client { calls: Calls::new(&endpoints, options)?, cache: None, feeds: Arc::default() })
     }
 
     fn with_calls(&self, calls: Calls) -> Client {
-        Client { calls, cache: self.cache.clone() }
+        Client { calls, cache: self.cache.clone(), feeds: self.feeds.clone() }
     }
 
     /// A client whose writes name `actor` in history and audit.

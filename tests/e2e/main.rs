@@ -35,8 +35,10 @@ mod semantics_watch_edges;
 
 mod sdk_bind;
 mod sdk_cache;
+mod sdk_connect;
 mod sdk_etcd;
 mod sdk_retry;
+mod sdk_routing;
 mod sdk_subscribe;
 mod semantics_cluster;
 mod semantics_lock;

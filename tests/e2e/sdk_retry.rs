@@ -389,6 +389,48 @@ async fn flaky_door(node: String, seed: u64) -> (String, JoinHandle<()>) {
     (address, task)
 }
 
+/// Nodes die and come back under a client as services make it: nothing fails,
+/// and what was acknowledged is what was done.
+#[test]
+fn writes_and_reads_outlive_the_death_of_any_node() {
+    if not_in_etcd("request ids") {
+        return;
+    }
+    on_own_cluster(Spec::nodes(3), async |c| {
+        let client = Client::builder(c.endpoints()).connect().await.expect("all nodes are well");
+        let until = Instant::now() + Duration::from_secs(20);
+        let writers = (0..8).map(|writer| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut done: i64 = 0;
+                while Instant::now() < until {
+                    client.put(format!("kill/{writer}"), "v").await.map_err(|error| (done, error))?;
+                    let kv = client.get(format!("kill/{writer}")).await.map_err(|error| (done, error))?;
+                    done += 1;
+                    assert_eq!(kv.map(|kv| kv.version), Some(done), "writer {writer}");
+                    tokio::time::sleep(MS * 5).await;
+                }
+                Ok::<i64, (i64, ClientError)>(done)
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        // The leader, then whoever follows it, and the new leader.
+        for round in 0..3 {
+            let victim = if round == 1 { c.follower().await } else { c.leader().await };
+            c.nodes[victim].kill();
+            tokio::time::sleep(MS * 2_500).await;
+            c.nodes[victim].start();
+            c.wait_node_ready(victim).await;
+            tokio::time::sleep(MS * 1_000).await;
+        }
+        let mut total = 0;
+        for writer in writers {
+            total += writer.await.expect("no panic").expect("nothing fails");
+        }
+        assert!(total > 200, "{total}");
+    });
+}
+
 /// Accepts and never answers.
 async fn hole() -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -425,6 +467,26 @@ fn a_node_that_accepts_and_never_answers_is_left_for_another() {
         for (_, task) in holes {
             task.abort();
         }
+    });
+}
+
+#[test]
+fn a_lease_is_kept_alive_past_a_node_that_never_answers() {
+    on_cluster(async |c| {
+        let holes = [hole().await, hole().await];
+        let lease =
+            client(nodes(c), policy(RequestIds::Off)).lease_grant(600, LeaseId::NONE).await.unwrap().id;
+        let endpoints = vec![holes[0].0.clone(), holes[1].0.clone(), nodes(c)[0].clone()];
+        for _ in 0..3 {
+            let policy = PolicyOptions { attempt_timeout: MS * 200, ..policy(RequestIds::Off) };
+            let client = client(endpoints.clone(), policy);
+            let mut keeper = client.lease_keeper(lease);
+            let began = Instant::now();
+            assert!(keeper.keep().await.expect("the third endpoint answers") > 500);
+            assert!(keeper.keep().await.expect("over the same stream") > 500);
+            assert!(began.elapsed() < MS * 1_500, "{:?}", began.elapsed());
+        }
+        holes.iter().for_each(|(_, task)| task.abort());
     });
 }
 
@@ -498,6 +560,16 @@ fn a_wrong_cluster_behind_an_address_is_named_and_never_used() {
         let error = pinned(nodes(&other)).range_stream(GetOptions::keys(KeyRange::Single("k".into()))).await;
         let first = error.expect("a stream opens").next().await.expect("it has a piece");
         assert!(matches!(first, Err(ClientError::WrongCluster { .. })), "{first:?}");
+        // With discovery too: nothing of ours is ever written there.
+        let builder = Client::builder([nodes(&other), nodes(c)].concat()).cluster_id(cluster_id.unwrap_or(0));
+        let both = builder.connect().await.expect("one of them is ours");
+        for i in 0..20 {
+            both.put(format!("both/{i}"), "ours").await.expect("the right one is found");
+        }
+        let there = client(nodes(&other), policy(RequestIds::Off)).range(GetOptions::prefix("both/")).await;
+        assert_eq!(there.expect("it is well").reply.count, 0);
+        let lost = Client::builder(nodes(&other)).cluster_id(cluster_id.unwrap_or(0)).connect().await;
+        assert!(matches!(&lost, Err(ClientError::WrongCluster { .. })), "{lost:?}");
         for _ in 0..8 {
             let both = pinned([nodes(&other), nodes(c)].concat());
             let kv = both.get("k").await.expect("the right one is among them").expect("the key is there");

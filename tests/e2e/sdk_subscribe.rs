@@ -132,14 +132,13 @@ async fn harm(c: &mut Cluster) {
         let victim = rand::random_range(0..3);
         c.nodes[victim].kill();
         tokio::time::sleep(Duration::from_millis(1_500)).await;
-        let other = c.nodes[(victim + 1) % 3].client().await;
-        let now = eventually("a majority answers", SOON, async || {
-            let read = tokio::time::timeout(Duration::from_secs(2), revision(&mut other.clone())).await;
-            read.ok()
+        // Everything that there is, so that who is behind finds nothing left.
+        let client = client(c);
+        let now = eventually("a majority compacts", SOON, async || {
+            let now = client.range(GetOptions::key("revision?")).await.ok()?.revision;
+            client.compact(now, false).await.ok().map(|()| now)
         })
         .await;
-        // Everything that there is, so that who is behind finds nothing left.
-        other.clone().compact(now, None).await.unwrap();
         c.start_all();
         c.wait_node_ready(victim).await;
         let leader = c.leader().await;
@@ -163,11 +162,14 @@ fn every_change_comes_once_while_nodes_die_leaders_move_and_history_goes() {
             Filter::glob(&format!("{p}s1*/*")).unwrap(),
             Filter::regex(&format!("^{p}s[0-4]/")).unwrap(),
         ];
+        // Of each four, the first share a client and so their watches.
+        let shared = client(c);
         let mut readers = Vec::new();
-        for n in 0..12 {
+        for n in 0..16 {
             let filter = filters[n % filters.len()].clone();
-            let start = if n < 8 { Start::Snapshot } else { Start::Now };
-            let subscription = client(c).subscribe(filter.clone()).start(start).open().await.unwrap();
+            let start = if n % 8 < 4 { Start::Snapshot } else { Start::Now };
+            let client = if n < 8 { shared.clone() } else { client(c) };
+            let subscription = client.subscribe(filter.clone()).start(start).open().await.unwrap();
             readers.push((filter, Reader::start(subscription, false, Duration::ZERO)));
         }
         // Falls behind so far that its watch is closed, and its place compacted.
@@ -208,7 +210,7 @@ fn every_change_comes_once_while_nodes_die_leaders_move_and_history_goes() {
                 assert_eq!(replica.keys.len(), there.len(), "reader {n}");
             }
             resumes += stats.resumes;
-            if n == 12 {
+            if n == 16 {
                 of_slow = (replica, stats);
             }
         }
@@ -295,7 +297,7 @@ fn a_slow_reader_gets_what_its_policy_says() {
         for subscription in [&block, &merge, &drop] {
             let stats = subscription.stats();
             assert!(stats.paused && stats.queued <= 16 && stats.delivered == 0, "{stats:?}");
-            assert!(stats.lag > Duration::from_secs(1), "{stats:?}");
+            assert!(stats.lag > Duration::ZERO, "{stats:?}");
             subscription.handle().resume();
         }
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.events.len() as u64).sum::<u64>();

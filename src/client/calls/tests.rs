@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::client::ErrorClass;
 use crate::client::policy::HedgeDelay;
 use crate::resilience::BackoffOptions;
 use crate::wire::etcdserverpb::{PutResponse, RangeResponse, ResponseHeader};
@@ -168,11 +169,11 @@ async fn a_write_that_was_surely_not_done_is_repeated() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_final_and_keeps_the_endpoint() {
     let calls = calls(&["a:1", "b:1"]);
-    let before = calls.route(CallKind::Read, None).address().to_owned();
+    let before = calls.route_past(CallKind::Read, None, &[]).address().to_owned();
     let server = Server::always(Status::invalid_argument("no"));
     server.ask(&calls, Call::read(None)).await.expect_err("it is refused");
     assert_eq!(server.asked(), 1);
-    assert_eq!(calls.route(CallKind::Read, None).address(), before);
+    assert_eq!(calls.route_past(CallKind::Read, None, &[]).address(), before);
 }
 
 /// Whatever the later attempts meet: the first may have been carried out.

@@ -68,10 +68,14 @@ impl Router {
         let before = self.set.load_full();
         let endpoints = before.entries().iter().map(|entry| entry.endpoint.clone());
         let mut found = self.identify(endpoints).await;
-        let Some(cluster) = self.adopt_cluster(&found) else { return false };
+        let Some(first) = found.iter().find_map(|found| found.identity) else { return false };
+        let cluster = self.pin_cluster(first.cluster);
         let leader = leader(&found, cluster);
+        self.leader.store(leader, Ordering::Relaxed);
         let Some(listed) = self.list(&found, cluster, leader).await else {
-            self.leader.store(leader, Ordering::Relaxed);
+            let kept = before.entries().iter().zip(&found);
+            let entries = kept.map(|(entry, found)| found.kept(entry, cluster, &self.options)).collect();
+            self.replace(EndpointSet::new(entries, &self.options));
             return false;
         };
         let unknown = unknown_addresses(&listed, &found);
@@ -79,7 +83,6 @@ impl Router {
         found.extend(self.identify(opened).await);
         let read_only = self.read_only(&listed, &found, cluster).await;
         let entries = assemble(&self.options, before.entries(), &listed, &read_only, &found, cluster);
-        self.leader.store(leader, Ordering::Relaxed);
         self.replace(EndpointSet::new(entries, &self.options));
         leader != 0
     }
@@ -97,18 +100,6 @@ impl Router {
             Found { endpoint, identity }
         };
         join_all(endpoints.map(ask)).await
-    }
-
-    /// The cluster that this client belongs to: as it was told, or that of the
-    /// first endpoint that answered, for ever.
-    fn adopt_cluster(&self, found: &[Found]) -> Option<u64> {
-        let known = self.cluster.load(Ordering::Relaxed);
-        if known != 0 {
-            return Some(known);
-        }
-        let cluster = found.iter().find_map(|found| found.identity)?.cluster;
-        self.cluster.store(cluster, Ordering::Relaxed);
-        Some(cluster)
     }
 
     /// The members as one endpoint knows them: the leader if possible, which is
@@ -145,10 +136,17 @@ impl Router {
     /// Puts a new set in the place of the current one, if it differs.
     fn replace(&self, set: EndpointSet) {
         let before = self.set.load_full();
-        for entry in set.entries().iter().filter(|entry| entry.is_foreign) {
-            if entry.endpoint.set_health(EndpointHealth::WrongCluster) {
-                let address = entry.endpoint.address();
-                tracing::warn!(endpoint = address, "another cluster answers there; it is not used");
+        for Entry { endpoint, foreign, .. } in set.entries() {
+            let was_foreign = endpoint.health() == EndpointHealth::WrongCluster;
+            if let Some(cluster) = foreign.filter(|_| !was_foreign) {
+                endpoint.set_health(EndpointHealth::WrongCluster);
+                tracing::warn!(
+                    endpoint = endpoint.address(),
+                    cluster,
+                    "another cluster answers there; it is not used"
+                );
+            } else if foreign.is_none() && was_foreign {
+                endpoint.set_health(EndpointHealth::Unknown);
             }
         }
         if set.is_like(&before) {
@@ -162,6 +160,12 @@ impl Router {
             let _nobody_judges = self.judging.lock();
             self.set.store(Arc::new(set));
         }
+        for entry in before.entries() {
+            // Those that are gone must not stand as left out for ever.
+            let address = entry.endpoint.address().to_owned();
+            metrics::gauge!(telemetry::CLIENT_ENDPOINT_EJECTED, "endpoint" => address).set(0.0);
+            entry.endpoint.set_ejected(false);
+        }
         self.judge();
     }
 }
@@ -172,8 +176,25 @@ impl Found {
         self.identity.is_some_and(|who| who.member == member && who.cluster == cluster)
     }
 
-    fn is_foreign(&self, cluster: u64) -> bool {
-        self.identity.is_some_and(|who| who.cluster != cluster)
+    /// The other cluster that answered there, or did when `before` was found out
+    /// and nobody has answered since.
+    fn foreign(&self, before: Option<&Entry>, cluster: u64) -> Option<u64> {
+        match self.identity {
+            Some(who) => Some(who.cluster).filter(|actual| *actual != cluster),
+            None => before.and_then(|entry| entry.foreign),
+        }
+    }
+
+    /// Its entry when the members are not known: as it was, unless another
+    /// cluster answered there.
+    fn kept(&self, before: &Entry, cluster: u64, options: &RoutingOptions) -> Entry {
+        match self.foreign(Some(before), cluster) {
+            Some(actual) => Entry::foreign(self.endpoint.clone(), actual, options),
+            None if before.foreign.is_some() => {
+                Entry::new(self.endpoint.clone(), Member::default(), true, options)
+            }
+            None => before.clone(),
+        }
     }
 
     fn is_at(&self, member: &Listed) -> bool {
@@ -237,10 +258,9 @@ fn assemble(
         if !rest.endpoint.is_given() || taken.iter().any(|one| std::ptr::eq(*one, rest)) {
             continue;
         }
-        let stays_foreign = rest.identity.is_none() && was(rest).is_some_and(|entry| entry.is_foreign);
-        entries.push(match rest.is_foreign(cluster) || stays_foreign {
-            true => Entry::foreign(rest.endpoint.clone(), options),
-            false => Entry::new(rest.endpoint.clone(), Member::default(), true, options),
+        entries.push(match rest.foreign(was(rest), cluster) {
+            Some(actual) => Entry::foreign(rest.endpoint.clone(), actual, options),
+            None => Entry::new(rest.endpoint.clone(), Member::default(), true, options),
         });
     }
     entries

@@ -25,7 +25,7 @@ impl Router {
     /// Asks every endpoint once.
     pub(super) async fn check_health(&self) {
         let set = self.set.load_full();
-        let checks = set.entries().iter().filter(|entry| !entry.is_foreign).map(|entry| async {
+        let checks = set.entries().iter().filter(|entry| entry.foreign.is_none()).map(|entry| async {
             let answer = self.ask.health(entry.endpoint.clone());
             let limit = self.options.probe_timeout;
             let health = tokio::time::timeout(limit, answer).await.unwrap_or(EndpointHealth::Unreachable);

@@ -14,6 +14,7 @@ mod endpoint;
 mod hash;
 mod health;
 mod options;
+mod placement;
 mod set;
 mod status;
 mod strategy;
@@ -39,6 +40,7 @@ use crate::wire::channel::{self, ChannelOptions};
 
 pub use endpoint::EndpointHealth;
 pub use options::{RoutingOptions, Strategy};
+pub use placement::Placement;
 pub use status::EndpointStatus;
 
 use ask::{Ask, Network};
@@ -96,14 +98,9 @@ pub(in crate::client) struct Router {
 }
 
 impl Router {
-    /// A router of the given endpoints and no others.
-    pub fn new(addresses: &[String], options: &ChannelOptions, env: &EnvRef) -> Result<Router, ClientError> {
-        Router::with_options(addresses, RoutingOptions::direct(), options, env)
-    }
-
     /// A router that begins with the given endpoints. Must be called inside a
     /// Tokio runtime.
-    pub fn with_options(
+    pub fn new(
         addresses: &[String],
         options: RoutingOptions,
         channel_options: &ChannelOptions,
@@ -161,11 +158,26 @@ impl Router {
 
     /// Waits until the first round of discovery is over, however it went; at
     /// once if there is none to wait for.
+    #[cfg(test)]
     pub async fn discovered(&self) {
         if self.options.discovery_interval.is_some() && !self.tasks.lock().is_empty() {
             let mut rounds = self.rounds.subscribe();
             // The sender lives as long as `self`.
             let _ = rounds.wait_for(|rounds| *rounds > 0).await;
+        }
+    }
+
+    /// The cluster that this client belongs to; 0 until an answer told it.
+    pub fn cluster_id(&self) -> u64 {
+        self.cluster.load(Ordering::Relaxed)
+    }
+
+    /// An endpoint is of this cluster; the first one counts. Returns the cluster
+    /// that this client belongs to.
+    pub fn pin_cluster(&self, actual: u64) -> u64 {
+        match self.cluster.compare_exchange(0, actual, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => actual,
+            Err(pinned) => pinned,
         }
     }
 
@@ -176,7 +188,7 @@ impl Router {
         let now = self.env.monotonic();
         let turn = self.turn.load(Ordering::Relaxed);
         let desk = &self.desks[kind as usize];
-        let (endpoint, member, is_foreign) = {
+        let (endpoint, member, foreign) = {
             let set = self.set.load();
             let draw = Draw { key: key.map(hash::of_bytes), turn, random: &|| self.env.random_u64() };
             let view = CallView {
@@ -191,12 +203,12 @@ impl Router {
             let probe = set.take_probe(kind, tried, now);
             let at = probe.unwrap_or_else(|| desk.chooser.choose(&view, &draw));
             let entry = &set.entries()[at];
-            (entry.endpoint.clone(), entry.member.id, entry.is_foreign)
+            (entry.endpoint.clone(), entry.member.id, entry.foreign)
         };
         desk.picks.increment(1);
         endpoint.begin(kind);
         let (router, reported) = (self.clone(), AtomicBool::new(false));
-        Route { router, endpoint, member, is_foreign, kind, turn, begun: now, reported }
+        Route { router, endpoint, member, foreign, kind, turn, begun: now, reported }
     }
 
     /// This member no longer leads, as far as anyone knows; who does is asked soon.
@@ -242,7 +254,7 @@ pub(in crate::client) struct Route {
     endpoint: Arc<Endpoint>,
     /// The member that answers there; 0 when nobody knows.
     member: u64,
-    is_foreign: bool,
+    foreign: Option<u64>,
     kind: CallKind,
     turn: usize,
     begun: Duration,
@@ -254,7 +266,13 @@ impl Route {
     /// Its channel; to nowhere if another cluster answers there, so that nothing
     /// is ever written to a wrong one.
     pub fn channel(&self) -> Channel {
-        if self.is_foreign { channel::refusing() } else { self.endpoint.channel() }
+        if self.foreign.is_some() { channel::refusing() } else { self.endpoint.channel() }
+    }
+
+    /// Why nothing may be sent there: another cluster answers.
+    pub fn refusal(&self) -> Option<ClientError> {
+        let (expected, address) = (self.router.cluster_id(), self.address().to_owned());
+        self.foreign.map(|actual| ClientError::WrongCluster { expected, actual, address })
     }
 
     /// The endpoint's address, as it was given.

@@ -1,13 +1,12 @@
 //! All endpoints at one time. A set never changes; a new one takes its place.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use super::ejection::{self, Case};
 use super::endpoint::Endpoint;
-use super::options::{RoutingOptions, Strategy, matching};
+use super::options::{RoutingOptions, matching};
 use super::strategy::{Chooser, View, penalty};
 use super::tables::{Maglev, Node, Ring};
 use super::{CallKind, hash};
@@ -20,8 +19,8 @@ pub struct Entry {
     pub member: Member,
     /// A given address that no member goes by; used while no member can be.
     pub is_spare: bool,
-    /// It is of another cluster.
-    pub is_foreign: bool,
+    /// The other cluster that it is of, if it is.
+    pub foreign: Option<u64>,
     pub zone: Option<Arc<str>>,
     is_far: bool,
     weight: u32,
@@ -47,19 +46,24 @@ impl Entry {
             id => hash::of_member(id),
         };
         let is_far = options.zone.is_some() && zone.as_deref() != options.zone.as_deref();
-        Entry { endpoint, member, is_spare, is_foreign: false, zone, is_far, weight, id_hash }
+        Entry { endpoint, member, is_spare, foreign: None, zone, is_far, weight, id_hash }
     }
 
     /// The same address, found to be of another cluster.
-    pub fn foreign(endpoint: Arc<Endpoint>, options: &RoutingOptions) -> Entry {
-        Entry { is_foreign: true, ..Entry::new(endpoint, Member::default(), true, options) }
+    pub fn foreign(endpoint: Arc<Endpoint>, cluster: u64, options: &RoutingOptions) -> Entry {
+        Entry { foreign: Some(cluster), ..Entry::new(endpoint, Member::default(), true, options) }
+    }
+
+    /// Whether it is known to refuse such calls, or must not be asked.
+    fn is_unfit(&self, kind: CallKind) -> bool {
+        self.foreign.is_some() || (self.member.is_read_only && kind != CallKind::SerializableRead)
     }
 
     /// Whether this and `other` are the same in all that choices go by.
     fn is_like(&self, other: &Entry) -> bool {
         Arc::ptr_eq(&self.endpoint, &other.endpoint)
             && self.member == other.member
-            && (self.is_spare, self.is_foreign) == (other.is_spare, other.is_foreign)
+            && (self.is_spare, self.foreign) == (other.is_spare, other.foreign)
     }
 }
 
@@ -82,19 +86,12 @@ impl EndpointSet {
         let has_members = entries.iter().any(|entry| !entry.is_spare);
         let mut nodes: Vec<Node> = (0u16..)
             .zip(&entries)
-            .filter(|(_, entry)| !entry.is_foreign && (!entry.is_spare || !has_members))
+            .filter(|(_, entry)| entry.foreign.is_none() && (!entry.is_spare || !has_members))
             .map(|(index, entry)| Node { index, id_hash: entry.id_hash, weight: entry.weight })
             .collect();
-        // Every client makes the same table, in whatever order it met the members.
-        nodes.sort_by_key(|node| Reverse(node.id_hash));
+        Node::sort(&mut nodes);
         let strategies = || CallKind::ALL.into_iter().flat_map(|kind| options.strategy(kind).layers());
-        let points = strategies().find_map(|strategy| match strategy {
-            Strategy::Ring { points, .. } => Some(*points),
-            _ => None,
-        });
-        let needs_maglev = strategies().any(|strategy| matches!(strategy, Strategy::Maglev { .. }));
-        let ring = points.map(|points| Ring::new(&nodes, points));
-        let maglev = needs_maglev.then(|| Maglev::new(&nodes));
+        let (ring, maglev) = (Ring::wanted(strategies(), &nodes), Maglev::wanted(strategies(), &nodes));
         EndpointSet { entries, is_even, ring, maglev }
     }
 
@@ -124,13 +121,9 @@ impl EndpointSet {
     /// An endpoint whose breaker waits for a call to find out whether it can
     /// close, if this call may be that one.
     pub fn take_probe(&self, kind: CallKind, tried: &[String], now: Duration) -> Option<usize> {
-        let due = |entry: &Entry| {
-            entry.endpoint.is_probe_due(now)
-                && !entry.is_foreign
-                && !(entry.member.is_read_only && kind != CallKind::SerializableRead)
-                && !has(tried, entry)
-        };
-        self.entries.iter().position(|entry| due(entry) && entry.endpoint.take_probe(now))
+        let may_go = |entry: &Entry| !entry.is_unfit(kind) && !has(tried, entry);
+        let due = |entry: &Entry| entry.endpoint.is_probe_due(now);
+        self.entries.iter().position(|entry| due(entry) && may_go(entry) && entry.endpoint.take_probe(now))
     }
 }
 
@@ -157,10 +150,9 @@ impl View for CallView<'_> {
 
     fn penalty(&self, at: usize) -> u8 {
         let entry = &self.set.entries[at];
-        let refuses = entry.member.is_read_only && self.kind != CallKind::SerializableRead;
         let mut against = 0;
         for (holds, reason) in [
-            (refuses || entry.is_foreign, penalty::UNFIT),
+            (entry.is_unfit(self.kind), penalty::UNFIT),
             (!self.tried.is_empty() && has(self.tried, entry), penalty::TRIED),
             (entry.endpoint.is_ejected(), penalty::EJECTED),
             (entry.is_spare, penalty::SPARE),

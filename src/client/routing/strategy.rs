@@ -275,7 +275,7 @@ impl<'a, V: View> Field<'a, V> {
             } else if load == best {
                 equals += 1;
                 // The n-th equal replaces the one before with a chance of 1 in n.
-                if mixed(random, equals) % equals == 0 {
+                if mixed(random, equals).is_multiple_of(equals) {
                     taken = at;
                 }
             }

@@ -5,7 +5,10 @@
 //! finds an endpoint there that cannot be used walks on, so that its keys spread
 //! over all others.
 
+use std::cmp::Reverse;
+
 use super::hash::mixed;
+use super::options::Strategy;
 
 /// The fewest points of a ring.
 const RING_POINTS_MIN: u64 = 1_024;
@@ -28,6 +31,13 @@ pub struct Node {
     pub weight: u32,
 }
 
+impl Node {
+    /// Every client makes the same table, in whatever order it met the members.
+    pub fn sort(nodes: &mut [Node]) {
+        nodes.sort_by_key(|node| Reverse(node.id_hash));
+    }
+}
+
 /// A ring of points: a key belongs to the endpoint of the next point.
 #[derive(Debug)]
 pub struct Ring {
@@ -35,6 +45,15 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// The ring, if one of the strategies needs it.
+    pub fn wanted<'a>(mut strategies: impl Iterator<Item = &'a Strategy>, nodes: &[Node]) -> Option<Ring> {
+        let points = strategies.find_map(|strategy| match strategy {
+            Strategy::Ring { points, .. } => Some(*points),
+            _ => None,
+        });
+        points.map(|points| Ring::new(nodes, points))
+    }
+
     /// A ring with `points` points for each unit of weight. The number does not
     /// depend on how many endpoints there are (unless there are very few), so
     /// that none of the others' points move when one comes or goes.
@@ -75,6 +94,12 @@ pub struct Maglev {
 }
 
 impl Maglev {
+    /// The table, if one of the strategies needs it.
+    pub fn wanted<'a>(mut strategies: impl Iterator<Item = &'a Strategy>, nodes: &[Node]) -> Option<Maglev> {
+        let needs = strategies.any(|strategy| matches!(strategy, Strategy::Maglev { .. }));
+        needs.then(|| Maglev::new(nodes))
+    }
+
     /// Fills the table: the endpoints take turns, as often as their weight says,
     /// and each takes the first free entry of its own random order.
     pub fn new(nodes: &[Node]) -> Maglev {

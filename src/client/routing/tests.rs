@@ -108,7 +108,7 @@ fn options() -> RoutingOptions {
 
 fn router_with(given: &[&str], options: RoutingOptions, cluster: &FakeCluster) -> Arc<Router> {
     let given: Vec<String> = given.iter().map(|address| (*address).to_owned()).collect();
-    let router = Router::with_options(&given, options, &ChannelOptions::default(), &SystemEnv::shared());
+    let router = Router::new(&given, options, &ChannelOptions::default(), &SystemEnv::shared());
     let mut router = router.expect("good options and addresses");
     router.ask = Arc::new(cluster.clone());
     Arc::new(router)
@@ -246,6 +246,22 @@ async fn another_cluster_is_never_used() {
     (1..=2).for_each(|id| cluster.silence(&format!("n{id}:1")));
     tokio::time::sleep(SECOND * 60).await;
     assert!(!only(&picked(&router, CallKind::Write, 100)).contains(&"other:1"), "not even then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_when_all_are_of_another_cluster() {
+    let cluster = FakeCluster::of(2);
+    let told = RoutingOptions { cluster_id: Some(99), ..options() };
+    let router = started(&["n1:1", "n2:1"], told, &cluster).await;
+    let route = router.pick(CallKind::Write, None, &[]);
+    let Some(ClientError::WrongCluster { expected: 99, actual: CLUSTER, .. }) = route.refusal() else {
+        panic!("{:?}", route.refusal())
+    };
+    // The address is given to another machine, of the right cluster.
+    cluster.serve("n1:1", 99, 1);
+    tokio::time::sleep(SECOND * 35).await;
+    assert_eq!(only(&picked(&router, CallKind::Write, 20)), ["n1:1"]);
+    assert!(router.pick(CallKind::Write, None, &[]).refusal().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
-//! The task of a subscription: from the mirror, through the filter, into the
+//! The task of a subscription: from its source, through the filter, into the
 //! queue.
 //!
-//! While the queue has no room the mirror is not asked, so that the server
+//! While the queue has no room the source is not asked, so that the server
 //! holds back. For longer than [`PATIENCE`] its watch is closed, because what
 //! lies unread on one stream counts against all streams of its connection.
 
@@ -11,48 +11,55 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::Filter;
+use super::feeds::Source;
 use super::queue::{Made, Unit};
 use super::subscription::Shared;
-use crate::client::{Mirror, MirrorUpdate, WatchBatch};
+use crate::client::{MirrorUpdate, WatchBatch};
 use crate::telemetry;
 use crate::types::{Event, EventKind, KeyValue, Revision, Space};
 
 /// How long a full queue leaves the watch open.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Feeds until the mirror ends with an error, which goes to the owner.
-pub(super) async fn run(mirror: Mirror, filter: Filter, shared: Arc<Shared>) {
-    let mut feed = Feed { mirror, filter, shared: shared.clone(), resumes: 0 };
+/// Feeds until the source ends with an error, which goes to the owner.
+pub(super) async fn run(source: Source, filter: Filter, shared: Arc<Shared>) {
+    let mut feeder = Feeder { source, filter, shared: shared.clone(), resumes: 0 };
     loop {
-        match feed.mirror.next().await {
-            Ok(MirrorUpdate::Snapshot { revision, kvs }) => feed.snapshot(revision, kvs).await,
-            Ok(MirrorUpdate::Changes(batch)) => feed.changes(batch).await,
+        let update = match feeder.source.next().await {
+            Ok(update) => update,
             Err(error) => {
                 tracing::debug!(%error, "a subscription ends");
                 return shared.end(Some(error));
             }
+        };
+        let known = feeder.source.known();
+        // Before it is queued: who waits for room goes on after it, and it is in hand.
+        feeder.source.took(&update);
+        match &*update {
+            MirrorUpdate::Snapshot { revision, kvs } => feeder.snapshot(*revision, kvs).await,
+            MirrorUpdate::Changes(batch) => feeder.changes(batch, known).await,
         }
     }
 }
 
-struct Feed {
-    mirror: Mirror,
+struct Feeder {
+    source: Source,
     filter: Filter,
     shared: Arc<Shared>,
-    /// Of the mirror, as last counted.
+    /// Of the source, as last counted.
     resumes: u64,
 }
 
-impl Feed {
-    async fn snapshot(&mut self, revision: Revision, kvs: Vec<KeyValue>) {
+impl Feeder {
+    async fn snapshot(&mut self, revision: Revision, kvs: &[KeyValue]) {
         let since = Instant::now();
-        let came = kvs.len();
-        let set = |kv| Event { space: Space::User, kind: EventKind::Put, kv, prev: None };
+        let set =
+            |kv: &KeyValue| Event { space: Space::User, kind: EventKind::Put, kv: kv.clone(), prev: None };
         let mut events: Vec<Event> =
-            kvs.into_iter().filter(|kv| self.filter.matches_key(&kv.key)).map(set).collect();
+            kvs.iter().filter(|kv| self.filter.matches_key(&kv.key)).map(set).collect();
         tracing::debug!(%revision, keys = events.len(), "a subscription got a snapshot");
         metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_SNAPSHOTS).increment(1);
-        self.received(revision, came - events.len());
+        self.received(revision, kvs.len() - events.len());
         self.shared.feed(|state| state.stats.snapshots += 1);
         while let Some(back) = self.shared.feed(|state| state.queue.offer_snapshot(revision, events, since)) {
             events = back;
@@ -60,19 +67,16 @@ impl Feed {
         }
     }
 
-    async fn changes(&mut self, batch: WatchBatch) {
+    /// Takes in what is above `known`: a shared watch may begin further back.
+    async fn changes(&mut self, batch: &WatchBatch, known: Revision) {
         let since = Instant::now();
-        let came = batch.events.len();
-        let events: Vec<Event> =
-            batch.events.into_iter().filter(|event| self.filter.matches(event)).collect();
-        self.received(batch.revision, came - events.len());
-        let mut events = events.into_iter().peekable();
-        while let Some(first) = events.next() {
-            let revision = first.kv.mod_revision;
-            let mut unit = Unit { revision, events: vec![first], since };
-            while let Some(event) = events.next_if(|event| event.kv.mod_revision == revision) {
-                unit.events.push(event);
-            }
+        let new = || batch.events.iter().filter(|event| event.kv.mod_revision > known);
+        let events: Vec<&Event> = new().filter(|event| self.filter.matches(event)).collect();
+        self.received(batch.revision, new().count() - events.len());
+        for events in events.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision) {
+            let revision = events[0].kv.mod_revision;
+            let events = events.iter().map(|event| Event::clone(event)).collect();
+            let mut unit = Unit { revision, events, since };
             while let Some(back) = self.offer(unit) {
                 unit = back;
                 self.wait_for_room().await;
@@ -103,7 +107,7 @@ impl Feed {
     }
 
     fn count_resumes(&mut self) {
-        let resumes = self.mirror.resumes();
+        let resumes = self.source.resumes();
         metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_RESUMES).increment(resumes - self.resumes);
         self.resumes = resumes;
         self.shared.feed(|state| state.stats.resumes = resumes);
@@ -111,8 +115,8 @@ impl Feed {
 
     async fn wait_for_room(&mut self) {
         if timeout(PATIENCE, self.shared.room()).await.is_err() {
-            tracing::debug!(revision = %self.mirror.revision(), "a subscription's queue stays full; its watch is closed");
-            self.mirror.suspend();
+            tracing::debug!(after = %self.source.known(), "a subscription's queue stays full; it lets its watch go");
+            self.source.leave();
             self.count_resumes();
             self.shared.room().await;
         }

@@ -1,14 +1,15 @@
 //! Subscriptions: changes that match a filter, in batches, through a bounded
 //! queue with a stated policy for when it is full.
 //!
-//! One task per subscription follows a [`Mirror`](super::Mirror) and fills the
-//! queue; whoever calls [`Subscription::next`], or the task that calls back,
+//! Subscriptions of one client to the same range share one watch. One task per
+//! subscription filters what comes and fills the queue; whoever calls [`Subscription::next`], or the task that calls back,
 //! empties it. Invariant: what a subscription hands out, it hands out in the
 //! order of revisions, each once; what is missing was merged or dropped by the
 //! policy and is counted in the batch where it is missing, or was compacted
 //! before it was seen, and then a snapshot stands in its place.
 
 mod feed;
+mod feeds;
 mod filter;
 mod glob;
 mod queue;
@@ -16,8 +17,11 @@ mod subscription;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub(super) use feeds::Feeds;
 pub use filter::{Filter, FilterError};
 pub use subscription::{Delivery, Subscription, SubscriptionHandle, SubscriptionStats};
+
+use feeds::{Source, Wanted};
 
 use super::call::Call;
 use super::{Client, ClientError, GetOptions};
@@ -273,9 +277,9 @@ impl SubscribeBuilder {
             return Err(nothing());
         }
         let known = known_revision(&client, &range, options.start).await?;
-        let mirror = client.mirror(range, known).with_kinds(puts, deletes);
-        let mirror = if options.prev_kv { mirror.with_prev_kv() } else { mirror };
-        Ok(Subscription::start(mirror, filter, options))
+        let wanted = Wanted { range, prev_kv: options.prev_kv, kinds: (puts, deletes) };
+        let source = Source::new(client, wanted, known, options.start == Start::Now);
+        Ok(Subscription::start(source, filter, options))
     }
 
     /// Opens the subscription and calls `callback` with each batch, one after

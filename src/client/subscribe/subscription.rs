@@ -15,9 +15,10 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use super::feed;
+use super::feeds::Source;
 use super::queue::Queue;
 use super::{Batch, Filter, SubscribeOptions};
-use crate::client::{ClientError, Mirror};
+use crate::client::ClientError;
 use crate::telemetry;
 use crate::types::Revision;
 
@@ -175,9 +176,9 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn start(mirror: Mirror, filter: Filter, options: SubscribeOptions) -> Subscription {
+    pub(super) fn start(source: Source, filter: Filter, options: SubscribeOptions) -> Subscription {
         let shared = Arc::new(Shared::new(&options));
-        let feed = tokio::spawn(feed::run(mirror, filter, shared.clone()));
+        let feed = tokio::spawn(feed::run(source, filter, shared.clone()));
         Subscription { shared, options, feed }
     }
 
