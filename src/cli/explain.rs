@@ -25,7 +25,7 @@ use crate::types::{KeyRange, KeyValue, RangeQuery, RangeReply, Revision};
 use crate::wire::channel::ChannelOptions;
 
 /// How long the members may take to tell who leads and how they are.
-const SETTLE_LIMIT: Duration = Duration::from_millis(500);
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A read, with everything that became of it.
 pub struct Explained {
@@ -107,7 +107,11 @@ async fn connect(
     let global = &context.global;
     let policy = PolicyOptions { request_timeout: global.command_timeout, ..PolicyOptions::default() };
     let channel = ChannelOptions { connect_timeout: global.dial_timeout, ..ChannelOptions::default() };
+    // Members are asked how they are as soon as they are found.
+    let often = Some(Duration::from_millis(100));
+    let routing = RoutingOptions { health_interval: often, ..RoutingOptions::default() };
     let builder = Client::builder(global.endpoints.iter().cloned())
+        .routing(routing)
         .policy(policy)
         .channel(channel)
         .trace(trace.clone())
