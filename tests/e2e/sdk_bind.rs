@@ -267,7 +267,9 @@ fn a_service_starts_with_its_last_settings_while_the_cluster_is_down() {
             dir: Some(c.root.join("cache")),
             ..CacheOptions::default()
         };
-        let service = async || Client::builder(c.endpoints()).cache(cache.clone()).connect().await.unwrap();
+        let endpoints = c.endpoints();
+        let service =
+            async || Client::builder(endpoints.clone()).cache(cache.clone()).connect().await.unwrap();
         let client = service().await;
         let settings = client.bind::<Settings>(&p).await.unwrap();
         assert!(!settings.status().is_stale);
