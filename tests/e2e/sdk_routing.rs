@@ -107,10 +107,10 @@ fn every_strategy_serves() {
         for strategy in strategies {
             let key = unique("strategy");
             let client = client(c, 0, options().with_strategy(strategy)).await;
-            client.put(&key[..], "v").await.unwrap();
+            client.put(key.clone(), "v").await.unwrap();
             finds(&client, 3).await;
             read_serializable(&client, 20).await;
-            assert_eq!(client.get(&key[..]).await.unwrap().unwrap().value, "v");
+            assert_eq!(client.get(key.clone()).await.unwrap().unwrap().value, "v");
         }
     });
 }
