@@ -144,9 +144,10 @@ async fn read_with(
         let (level, age, is_stale) = (answer.level, answer.age, answer.stale);
         return Ok(Read { revision: answer.revision, reply, level, age, is_stale });
     }
-    // Without a cache nothing has an age, so that a bounded read asks the cluster.
+    // Without a cache a bounded read asks the cluster, too.
+    let began = Instant::now();
     let result = client.range(get_options(query, consistency == Consistency::Eventual)).await?;
-    let age = (consistency != Consistency::Eventual).then_some(Duration::ZERO);
+    let age = (consistency != Consistency::Eventual).then(|| began.elapsed());
     Ok(Read { revision: result.revision, reply: result.reply, level: Level::Server, age, is_stale: false })
 }
 
@@ -188,7 +189,7 @@ impl Explained {
             format!("{} read, answered by {}", consistency_text(self.consistency), level_text(self.level));
         let _ = write!(text, " in {:.1} ms, ", ms(self.calls.time));
         match self.age {
-            Some(age) => drop(write!(text, "at most {:.1} ms old", ms(age) + ms(self.calls.time))),
+            Some(age) => drop(write!(text, "at most {:.1} ms old", ms(age))),
             None => text.push_str("its age is not known"),
         }
         if self.is_stale {
