@@ -300,7 +300,8 @@ impl Calls {
             if !failure.error.may_retry() {
                 return Err(trail.verdict(failure));
             }
-            let affordable = self.shared.experience.failed();
+            // What never left loaded no server, so the budget is not asked.
+            let affordable = failure.error.never_left() || self.shared.experience.failed();
             let wait = self.wait(&mut backoff, failure.pushback);
             let Some(wait) = wait.filter(|wait| safe && affordable && !last && self.in_time(*wait, deadline))
             else {

@@ -216,6 +216,11 @@ impl ClientError {
         }
     }
 
+    /// Whether there was no connection to send the request over.
+    pub(super) fn never_left(&self) -> bool {
+        matches!(self, ClientError::NotDone { class: ErrorClass::Network, .. })
+    }
+
     /// No answer came within `limit`.
     pub(super) fn timeout(limit: Duration, write: bool) -> ClientError {
         let message = format!("no answer within {limit:?}");

@@ -42,7 +42,7 @@ impl Trail {
     /// An attempt failed, and another follows.
     pub fn add(&mut self, failure: Failure) {
         let Failure { error, address, .. } = failure;
-        self.unsent &= matches!(error, ClientError::NotDone { class: ErrorClass::Network, .. });
+        self.unsent &= error.never_left();
         let reason = error.to_string();
         if error.may_have_happened() && self.doubt.is_none() {
             self.doubt = Some((error.class(), format!("{address}: {reason}")));
@@ -60,13 +60,12 @@ impl Trail {
 
     /// What to tell the caller, now that the last attempt failed too.
     pub fn verdict(mut self, last: Failure) -> ClientError {
-        let never_sent = matches!(last.error, ClientError::NotDone { class: ErrorClass::Network, .. });
         let settled = last.error.may_have_happened() || settles(&last.error);
         if let Some((class, doubt)) = self.doubt.take().filter(|_| !settled) {
             let message = format!("{} (but it may have been done before: {doubt})", last.error);
             return ClientError::Unknown { message, write: self.writes, class };
         }
-        if never_sent && self.unsent {
+        if self.unsent && last.error.never_left() {
             self.add(last);
             return ClientError::Unreachable { endpoints: self.reasons };
         }

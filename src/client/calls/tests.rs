@@ -132,6 +132,18 @@ async fn the_budget_stops_repeating() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_never_left_costs_no_budget() {
+    let budget = crate::resilience::BudgetOptions { milli_tokens_max: 4_000, milli_tokens_per_success: 0 };
+    let calls = calls_with(&["a:1", "b:1"], PolicyOptions { budget, ..policy() });
+    for _ in 0..20 {
+        let server = Server::new([fails(unconnected()), ok()]);
+        server.ask(&calls, Call::read(None)).await.expect("the second endpoint answers");
+    }
+    let server = Server::new([fails(doubt()), ok()]);
+    server.ask(&calls, Call::read(None)).await.expect("the budget is whole");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_in_doubt_is_repeated_only_with_a_request_id() {
     let server = Server::always(doubt());
     let calls = calls(&["a:1", "b:1"]);

@@ -19,8 +19,9 @@ pub struct PolicyOptions {
     pub attempts_max: u32,
     /// The waits between attempts; `base` is not zero and not above `cap`.
     pub backoff: BackoffOptions,
-    /// When to stop trying again because too much fails. By default about one
-    /// call in five may be a retry, and a burst of 50.
+    /// When to stop trying again because too much fails; what never left, because
+    /// there was no connection, does not count. At least 1,000 thousandths. By
+    /// default about one call in five may be a retry, and a burst of 250.
     pub budget: BudgetOptions,
     /// Whether a read that takes long is sent to a second endpoint as well, and
     /// after how long. Off.
@@ -69,7 +70,7 @@ impl Default for PolicyOptions {
             attempt_timeout: Duration::from_secs(3),
             attempts_max: 8,
             backoff: BackoffOptions::exponential(Duration::from_millis(25), Duration::from_secs(1)),
-            budget: BudgetOptions { milli_tokens_max: 100_000, milli_tokens_per_success: 200 },
+            budget: BudgetOptions { milli_tokens_max: 500_000, milli_tokens_per_success: 200 },
             hedge: None,
             in_flight_max: 1_024,
             queue_max: 4_096,
