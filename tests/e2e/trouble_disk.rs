@@ -18,10 +18,10 @@ use crate::target::{not_in_etcd, skip};
 const FULL: &str = "etcdserver: mvcc: database space exceeded";
 
 /// A tmpfs of its own; unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, mib: usize) -> Option<SmallDisk> {
+    pub fn mount(at: &Path, mib: usize) -> Option<SmallDisk> {
         std::fs::create_dir_all(at).unwrap();
         let options = format!("size={mib}m");
         let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
@@ -38,7 +38,7 @@ impl SmallDisk {
     }
 
     /// Leaves only this many bytes free.
-    fn fill_to(&self, left: u64) {
+    pub fn fill_to(&self, left: u64) {
         let size = self.free().saturating_sub(left);
         let status = Command::new("fallocate").args(["-l", &size.to_string()]).arg(self.filler()).status();
         assert!(status.unwrap().success());
@@ -48,7 +48,7 @@ impl SmallDisk {
         self.0.join("filler")
     }
 
-    fn empty(&self) {
+    pub fn empty(&self) {
         std::fs::remove_file(self.filler()).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use super::core::{Core, Local, Look, micros};
 use super::flights::{Place, landed};
 use super::record::Moment;
 use super::{Answer, Cache, CacheError, Consistency, Level, Unproven};
-use crate::client::{ClientError, MirrorUpdate};
+use crate::client::ClientError;
 use crate::telemetry;
 use crate::types::{KeyRange, KeyValue, Revision};
 
@@ -77,10 +77,7 @@ impl Cache {
             true => KeyRange::From(Bytes::from_static(&[0])),
             false => KeyRange::prefix(prefix),
         };
-        let update = core.source.follow(range, Revision(0)).next().await?;
-        let MirrorUpdate::Snapshot { revision, kvs } = update else {
-            return Err(ClientError::Protocol("changes before a snapshot"));
-        };
+        let (revision, kvs) = core.source.scan(range).await?;
         let warmed = kvs.len() as u64;
         for kv in kvs {
             let key = Bytes::copy_from_slice(&kv.key);

@@ -1,6 +1,7 @@
 //! Where a cache reads from: a cluster, or what a test puts in its place.
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 
 use crate::client::answer::Answer;
@@ -9,6 +10,9 @@ use crate::env::EnvRef;
 use crate::types::{KeyRange, KeyValue, Revision};
 use crate::wire::etcdserverpb::kv_client::KvClient;
 use crate::wire::range_reply_from_wire;
+
+/// Keys that one page of a scan has at most.
+const PAGE_KEYS: u64 = 1_000;
 
 /// What a read at the source gave.
 #[derive(Clone, Debug)]
@@ -26,6 +30,10 @@ pub trait CacheSource: Send + Sync + 'static {
     /// Reads one key. A linearizable answer shows everything that was done before
     /// the call; any other may be behind.
     fn read(&self, key: Bytes, linearizable: bool) -> BoxFuture<'_, Result<Seen, ClientError>>;
+
+    /// Reads all keys of a range, with the revision they are the state of;
+    /// linearizable. Fails when the source cannot be reached, unlike a feed.
+    fn scan(&self, range: KeyRange) -> BoxFuture<'_, Result<(Revision, Vec<KeyValue>), ClientError>>;
 
     /// Follows a range from what is known of it.
     fn follow(&self, range: KeyRange, known: Revision) -> Box<dyn CacheFeed>;
@@ -67,6 +75,21 @@ impl CacheSource for Client {
             let (cluster_id, revision) = (response.cluster_id(), response.revision());
             let kv = range_reply_from_wire(response).kvs.into_iter().next();
             Ok(Seen { kv, revision, cluster_id })
+        })
+    }
+
+    fn scan(&self, range: KeyRange) -> BoxFuture<'_, Result<(Revision, Vec<KeyValue>), ClientError>> {
+        Box::pin(async move {
+            let mut pages = self.pages(range, PAGE_KEYS);
+            let (mut revision, mut kvs) = (Revision(0), Vec::new());
+            while let Some(page) = pages.try_next().await? {
+                // Later pages are read at the first one's revision, and tell the store's own.
+                if revision.0 == 0 {
+                    revision = page.revision;
+                }
+                kvs.extend(page.reply.kvs);
+            }
+            Ok((revision, kvs))
         })
     }
 

@@ -218,3 +218,55 @@ async fn watched_prefixes_that_do_not_fit_stop_the_disk_and_nothing_else() {
         assert_eq!(answer.kv.map(|kv| kv.value.len()), Some(50_000));
     }
 }
+
+/// Whatever is done to the bytes of the file: what is handed out of it without the
+/// store is either right or nothing, and with the store all is right.
+#[test]
+fn no_damage_to_the_file_makes_a_wrong_answer() {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (store, dir) = (Store::new(), Dir::new());
+    runtime().block_on(filled(&store, &dir, 300));
+    let whole = std::fs::read(dir.file()).unwrap();
+    let used: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
+    let mut random = 88_172_645_463_325_252u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) as usize % below
+    };
+    let mut damage_seen = 0;
+    for round in 0..40 {
+        let mut bytes = whole.clone();
+        for _ in 0..=round % 4 {
+            // Most of the file is empty: half of the hits go where something is.
+            let at = if round % 2 == 0 { used[next(used.len())] } else { next(bytes.len()) };
+            let end = (at + 1 + next(if round % 3 == 0 { 4000 } else { 4 })).min(bytes.len());
+            bytes[at..end].iter_mut().for_each(|byte| *byte ^= 1 + next(255) as u8);
+        }
+        std::fs::write(dir.file(), &bytes).unwrap();
+        runtime().block_on(async {
+            store.with(|store| store.down = true);
+            let cache = store.open(options(&dir)).await;
+            for i in 0..300 {
+                let answer = cache.get(format!("a/{i}"), Consistency::Eventual).await;
+                match answer.map(|answer| answer.kv.map(|kv| kv.value)) {
+                    Ok(value) => assert_eq!(value, Some(format!("value {i}").into()), "round {round}"),
+                    Err(_) => damage_seen += 1,
+                }
+            }
+            store.with(|store| store.down = false);
+            cache.wait_for(|state| state.is_live()).await.unwrap();
+            for i in 0..300 {
+                assert_eq!(
+                    text(&cache, &format!("a/{i}")).await,
+                    Some(format!("value {i}")),
+                    "round {round}"
+                );
+            }
+            cache.close().await;
+        });
+    }
+    assert!(damage_seen > 0, "nothing was ever hit");
+}

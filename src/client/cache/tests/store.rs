@@ -13,10 +13,31 @@ use tokio::sync::Notify;
 
 use crate::client::cache::{Cache, CacheFeed, CacheOptions, CacheSource, Seen};
 use crate::client::{ClientError, ErrorClass, MirrorUpdate, WatchBatch};
-use crate::env::{EnvRef, SystemEnv};
+use crate::env::{Env, EnvRef};
 use crate::types::{Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, Space};
 
 pub const CLUSTER: u64 = 7;
+
+/// Time as the paused clock tells it, the time of day too.
+struct Paused(tokio::time::Instant);
+
+impl Env for Paused {
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        1_700_000_000_000 + self.monotonic().as_millis() as u64
+    }
+
+    fn random_u64(&self) -> u64 {
+        4
+    }
+
+    fn blocks_in_place(&self) -> bool {
+        true
+    }
+}
 
 /// The store. Its history is kept whole, for the tests to look at.
 pub struct Store {
@@ -61,7 +82,11 @@ impl Store {
             cluster: CLUSTER,
             snapshots: 0,
         };
-        Arc::new(Store { env: SystemEnv::shared(), inner: Mutex::new(inner), changed: Notify::new() })
+        Arc::new(Store {
+            env: Arc::new(Paused(tokio::time::Instant::now())),
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+        })
     }
 
     /// Sets a key, or removes it; gives the revision.
@@ -115,6 +140,12 @@ impl Inner {
         changes.iter().rev().find(|(at, ..)| *at <= revision)?.2.clone()
     }
 
+    /// All keys of a range.
+    fn all(&self, range: &KeyRange) -> Vec<KeyValue> {
+        let keys = self.history.keys().filter(|key| range.contains(key));
+        keys.filter_map(|key| self.state(key, i64::MAX)).collect()
+    }
+
     /// When the state that a key had at a revision ended, if it did.
     pub fn ended(&self, key: &[u8], revision: i64) -> Option<Duration> {
         self.history.get(key)?.iter().find(|(at, ..)| *at > revision).map(|(_, when, _)| *when)
@@ -135,13 +166,20 @@ impl CacheSource for Arc<Store> {
             }
             let inner = self.inner.lock();
             if inner.down {
-                return Err(ClientError::NotDone {
-                    message: "the store is down".into(),
-                    class: ErrorClass::Network,
-                });
+                return Err(down());
             }
             let at = inner.lagging_at.filter(|_| !linearizable).unwrap_or(inner.revision);
             Ok(Seen { kv: inner.state(&key, at), revision: Revision(at), cluster_id: inner.cluster })
+        })
+    }
+
+    fn scan(&self, range: KeyRange) -> BoxFuture<'_, Result<(Revision, Vec<KeyValue>), ClientError>> {
+        Box::pin(async move {
+            let inner = self.inner.lock();
+            if inner.down {
+                return Err(down());
+            }
+            Ok((Revision(inner.revision), inner.all(&range)))
         })
     }
 
@@ -152,6 +190,10 @@ impl CacheSource for Arc<Store> {
     fn env(&self) -> EnvRef {
         self.env.clone()
     }
+}
+
+fn down() -> ClientError {
+    ClientError::NotDone { message: "the store is down".into(), class: ErrorClass::Network }
 }
 
 struct Feed {
@@ -171,8 +213,7 @@ impl Feed {
         if self.known == 0 || self.known < inner.compacted {
             self.known = inner.revision;
             inner.snapshots += 1;
-            let keys = inner.history.keys().filter(|key| self.range.contains(key));
-            let kvs = keys.filter_map(|key| inner.state(key, i64::MAX)).collect();
+            let kvs = inner.all(&self.range);
             return Some(MirrorUpdate::Snapshot { revision: Revision(inner.revision), kvs });
         }
         let mut events: Vec<Event> = (inner.history.iter())
