@@ -153,6 +153,17 @@ impl Client {
 
     /// What keeps a lease alive. Does nothing before its first
     /// [`LeaseKeeper::keep`].
+    ///
+    /// ```no_run
+    /// # use mainstay::client::{Client, ClientError};
+    /// # use mainstay::types::LeaseId;
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let lease = client.lease_grant(30, LeaseId::NONE).await?;
+    /// let mut keeper = client.lease_keeper(lease.id);
+    /// println!("{} s left", keeper.keep().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn lease_keeper(&self, id: LeaseId) -> LeaseKeeper {
         LeaseKeeper { client: self.clone(), id, link: None }
     }

@@ -18,6 +18,18 @@ impl Client {
     /// Returns the key that stands for the holder: compare its create revision
     /// in the transactions that the lock is to guard.
     ///
+    /// ```no_run
+    /// # use mainstay::client::{Client, ClientError};
+    /// # use mainstay::types::LeaseId;
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let lease = client.lease_grant(30, LeaseId::NONE).await?;
+    /// let held = client.lock("nightly", lease.id).await?;
+    /// // Work, and keep the lease alive meanwhile.
+    /// client.unlock(held).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn lock(&self, name: impl Into<Bytes>, lease: LeaseId) -> Result<Bytes, ClientError> {

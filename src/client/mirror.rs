@@ -78,6 +78,20 @@ impl Client {
     /// Follows a range. `known` is the revision that the caller holds the range
     /// at already, from an earlier mirror; 0 begins with a snapshot. Nothing is
     /// asked before the first [`Mirror::next`].
+    ///
+    /// ```no_run
+    /// # use mainstay::client::{Client, ClientError, MirrorUpdate};
+    /// # use mainstay::types::{KeyRange, Revision};
+    /// # async fn example(client: Client) -> Result<(), ClientError> {
+    /// let mut mirror = client.mirror(KeyRange::prefix("svc/".into()), Revision(0));
+    /// loop {
+    ///     match mirror.next().await? {
+    ///         MirrorUpdate::Snapshot { revision, kvs } => println!("{} keys at {revision}", kvs.len()),
+    ///         MirrorUpdate::Changes(batch) => println!("{} changes", batch.events.len()),
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub fn mirror(&self, range: KeyRange, known: Revision) -> Mirror {
         Mirror {
             client: self.clone(),

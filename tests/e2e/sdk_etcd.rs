@@ -190,6 +190,8 @@ fn members_and_maintenance_work_with_etcd() {
         assert!(members.members.iter().any(|member| member.id == status.leader));
         let revision = client.put("m", "1").await.unwrap().revision;
         let one = Client::connect([c.nodes[0].url()]).unwrap();
+        // Now this member has it, too.
+        one.get("m").await.unwrap().expect("it was put");
         assert_eq!(
             one.hash_kv(revision).await.unwrap().header.unwrap().cluster_id,
             members.header.unwrap().cluster_id

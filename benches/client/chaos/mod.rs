@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use mainstay::client::ClientError;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -65,7 +66,8 @@ fn options() -> Options {
 /// How the calls of one kind went.
 struct Tally {
     done: u64,
-    failed: BTreeMap<String, u64>,
+    /// By class: how many, and the first one's words.
+    failed: BTreeMap<&'static str, (u64, String)>,
     latency_us: Histogram<u64>,
     /// Where answers came from, as the client says.
     levels: BTreeMap<&'static str, u64>,
@@ -77,8 +79,12 @@ impl Tally {
         Tally { done: 0, failed: BTreeMap::new(), latency_us, levels: BTreeMap::new() }
     }
 
+    fn fail(&mut self, error: &ClientError) {
+        self.failed.entry(error.class().name()).or_insert_with(|| (0, error.to_string())).0 += 1;
+    }
+
     fn failed(&self) -> u64 {
-        self.failed.values().sum()
+        self.failed.values().map(|(count, _)| count).sum()
     }
 }
 
@@ -102,7 +108,7 @@ impl Load {
         tally.done += 1;
         match answer {
             Err(_) => self.book.broken(format!("a {kind:?} read of {} got no answer", expected.key())),
-            Ok(Err(error)) => *tally.failed.entry(error.to_string()).or_default() += 1,
+            Ok(Err(error)) => tally.fail(&error),
             Ok(Ok(seen)) => {
                 *tally.levels.entry(seen.level).or_default() += 1;
                 self.book.end_read(expected, seen.kv.as_ref());
@@ -122,7 +128,7 @@ impl Load {
         match answer {
             Ok(Ok(revision)) => self.book.wrote(write, revision),
             Ok(Err(error)) => {
-                *tally.failed.entry(error.to_string()).or_default() += 1;
+                tally.fail(&error);
                 self.book.did_not_write(write, error.may_have_happened());
             }
             Err(_) => {
@@ -291,8 +297,8 @@ fn print_calls(load: &Load) -> bool {
         );
     }
     for (kind, tally) in &load.tallies {
-        for (error, count) in &tally.lock().failed {
-            println!("- {count} {kind:?}: {error}");
+        for (class, (count, error)) in &tally.lock().failed {
+            println!("- {count} {kind:?}: {class}, the first one: {error}");
         }
     }
     is_kept
