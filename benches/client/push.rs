@@ -2,10 +2,12 @@
 //! with this SDK and for etcd with the `etcd-client` crate, in turn in one run.
 //!
 //! Both sides have the same shape: three real nodes, four clients of each node,
-//! one watch stream per subscription, and the same foreign client that puts at
-//! a steady rate. Two loads: every subscription is told of every put, and each
-//! has a key of its own. The time runs from the call of the put, so it has the
-//! commit in it. Every put must arrive at everyone whom it concerns.
+//! and the same foreign client that puts at a steady rate. Two loads: every
+//! subscription is told of every put, and each has a key of its own. For the
+//! first, the subscriptions of one of our clients share a watch; with etcd's
+//! each has its own, because that client knows no other way to give each its
+//! events. The time runs from the call of the put, so it has the commit in it.
+//! Every put must arrive at everyone whom it concerns.
 //!
 //! `cargo bench --profile release --bench client -- push [--seconds 10] [--rounds 2] [--etcd PATH]`
 

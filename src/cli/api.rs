@@ -1,7 +1,7 @@
 //! What the commands ask of a cluster: the client SDK with the waiting times of
 //! the command line, and its wire messages turned into plain values.
 //!
-//! No other file of this room names the SDK's calls. Nothing is decided here.
+//! No other file of this room names the SDK's calls, but `explain`, which is about them. Nothing is decided here.
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -140,21 +140,7 @@ impl Api {
         query: &RangeQuery,
         serializable: bool,
     ) -> Result<(Revision, RangeReply), CliError> {
-        let mut options = GetOptions::keys(query.range.clone())
-            .revision(query.revision)
-            .limit(query.limit)
-            .sort(query.sort_target, query.sort_order)
-            .mod_revisions(query.min_mod_revision, query.max_mod_revision)
-            .create_revisions(query.min_create_revision, query.max_create_revision);
-        if query.keys_only {
-            options = options.keys_only();
-        }
-        if query.count_only {
-            options = options.count_only();
-        }
-        if serializable {
-            options = options.serializable();
-        }
+        let options = get_options(query, serializable);
         let result = self.client.range(options).await?;
         Ok((result.revision, result.reply))
     }
@@ -364,4 +350,24 @@ fn member(member: pb::Member) -> MemberInfo {
         client_urls: member.client_ur_ls,
         is_learner: member.is_learner,
     }
+}
+
+/// The SDK's words for a query.
+pub fn get_options(query: &RangeQuery, serializable: bool) -> GetOptions {
+    let mut options = GetOptions::keys(query.range.clone())
+        .revision(query.revision)
+        .limit(query.limit)
+        .sort(query.sort_target, query.sort_order)
+        .mod_revisions(query.min_mod_revision, query.max_mod_revision)
+        .create_revisions(query.min_create_revision, query.max_create_revision);
+    if query.keys_only {
+        options = options.keys_only();
+    }
+    if query.count_only {
+        options = options.count_only();
+    }
+    if serializable {
+        options = options.serializable();
+    }
+    options
 }

@@ -147,16 +147,25 @@ pub enum Order {
     Descend,
 }
 
-/// Whether a read must see everything acknowledged before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// How current a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// Linearizable: it must.
-    #[default]
-    #[value(name = "l", alias = "linearizable")]
-    Linearizable,
-    /// Serializable: what the member that answers has; works without a leader.
-    #[value(name = "s", alias = "serializable")]
-    Serializable,
+    /// Linearizable: it sees everything acknowledged before it.
+    Strong,
+    /// No older than this.
+    Bounded(Duration),
+    /// What the cache or the member that answers has; works without a leader.
+    Eventual,
+}
+
+/// A consistency, in the words of etcdctl too: `l` and `s`.
+pub fn parse_consistency(text: &str) -> Result<Consistency, String> {
+    match text.split_once('=') {
+        None if ["l", "linearizable", "strong"].contains(&text) => Ok(Consistency::Strong),
+        None if ["s", "serializable", "eventual"].contains(&text) => Ok(Consistency::Eventual),
+        Some(("bounded", bound)) => parse_duration(bound).map(Consistency::Bounded),
+        _ => Err(format!("`{text}` is no consistency; write strong (or l), bounded=5s, or eventual (or s)")),
+    }
 }
 
 /// What `get` takes, also inside a transaction.

@@ -2,14 +2,16 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::args::{Consistency, GetArgs, RangeArgs, bytes_of, parse_lease};
+use super::args::{Consistency, GetArgs, RangeArgs, bytes_of, parse_consistency, parse_lease};
 use super::error::CliError;
+use super::explain;
 use super::output::{Output, cell, kv_json, plain, say};
 use crate::types::{
     Compare, CompareOp, CompareTarget, DeleteRange, KeyRange, KeyValue, LeaseId, Put, RangeReply, Revision,
@@ -23,9 +25,18 @@ pub struct GetCommand {
     #[command(flatten)]
     pub get: GetArgs,
 
-    /// l: see every write acknowledged before; s: what this member has, also without a leader.
-    #[arg(long, value_enum, default_value_t = Consistency::Linearizable)]
+    /// strong (or l): see every write acknowledged before; bounded=5s: be no older than that; eventual (or s): what the
+    /// cache or any member has, also without a leader.
+    #[arg(long, default_value = "strong", value_name = "CONSISTENCY", value_parser = parse_consistency)]
     pub consistency: Consistency,
+
+    /// Read one key through a cache in this directory, which is this tool's own; eventual reads work offline then.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Say on stderr (with -o json, in the document) how the read was routed and answered.
+    #[arg(long)]
+    pub explain: bool,
 
     /// Print values without their keys.
     #[arg(long)]
@@ -157,13 +168,27 @@ pub struct Show {
 /// Runs `get`.
 pub async fn get(context: &Context, command: GetCommand) -> Result<(), CliError> {
     let query = command.get.query()?;
-    let serializable = command.consistency == Consistency::Serializable;
-    let (revision, reply) = context.api().await?.range(&query, serializable).await?;
+    let explained = match command.explain || command.cache_dir.is_some() {
+        true => Some(explain::read(context, &command, &query).await?),
+        false => None,
+    };
+    let (revision, reply) = match &explained {
+        Some(explained) => (explained.revision, explained.reply.clone()),
+        None => {
+            let serializable = command.consistency == Consistency::Eventual;
+            context.api().await?.range(&query, serializable).await?
+        }
+    };
+    let explained = explained.filter(|_| command.explain);
     let is_single = matches!(query.range, KeyRange::Single(_));
     let show = Show { hex: command.hex, keys_only: query.keys_only, value_only: command.print_value_only };
     let out = &context.out;
     if out.is_json() {
-        out.json(&range_json(revision, &reply, !query.keys_only))?;
+        let mut document = range_json(revision, &reply, !query.keys_only);
+        if let Some(explained) = &explained {
+            document["explain"] = explained.json();
+        }
+        out.json(&document)?;
     } else if query.count_only {
         out.line(reply.count.to_string())?;
     } else if command.raw {
@@ -179,6 +204,9 @@ pub async fn get(context: &Context, command: GetCommand) -> Result<(), CliError>
         }
     } else {
         out.raw(&kv_lines(&reply.kvs, show))?;
+    }
+    if let Some(explained) = explained.filter(|_| !out.is_json()) {
+        explained.say();
     }
     if is_single && reply.kvs.is_empty() && !query.count_only {
         return Err(CliError::NotFound(format!(

@@ -12,6 +12,7 @@ mod diagnosis;
 mod doctor;
 mod endpoint;
 mod error;
+mod explain;
 mod export;
 mod grammar;
 mod http;

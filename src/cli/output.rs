@@ -196,6 +196,11 @@ pub fn say(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
 }
 
+/// Says a table that is not data.
+pub fn say_rows(headers: &[&str], rows: Vec<Vec<String>>) {
+    say(table(headers, rows));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -80,7 +80,6 @@ macro_rules! answers_without_header {
 
 answers_without_header!(
     mainstay_v1::RevisionAtResponse,
-    mainstay_v1::OpenResponse,
     mainstay_v1::RenewResponse,
     mainstay_v1::JoinResponse
 );

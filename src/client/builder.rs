@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::calls::ClientOptions;
-use super::{Cache, CacheOptions, Client, ClientError, PolicyOptions, RoutingOptions};
+use super::{Cache, CacheOptions, CallTrace, Client, ClientError, PolicyOptions, RoutingOptions};
 use crate::wire::channel::ChannelOptions;
 use crate::wire::metadata as names;
 
@@ -40,6 +40,7 @@ pub struct ClientBuilder {
     actor: Option<String>,
     cache: Option<CacheOptions>,
     connect_timeout: Duration,
+    trace: Option<CallTrace>,
 }
 
 impl Client {
@@ -56,6 +57,7 @@ impl Client {
             actor: None,
             cache: None,
             connect_timeout: Duration::from_secs(5),
+            trace: None,
         }
     }
 }
@@ -111,6 +113,25 @@ impl ClientBuilder {
         self
     }
 
+    /// Where to write down what becomes of each message that is sent.
+    ///
+    /// ```no_run
+    /// # use mainstay::client::{CallTrace, Client, ClientError};
+    /// # async fn example() -> Result<(), ClientError> {
+    /// let trace = CallTrace::default();
+    /// let client = Client::builder(["127.0.0.1:2379"]).trace(trace.clone()).connect().await?;
+    /// client.get("greeting").await?;
+    /// for attempt in trace.attempts() {
+    ///     println!("{} after {:?}: {:?}", attempt.address, attempt.time, attempt.error);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trace(mut self, trace: CallTrace) -> ClientBuilder {
+        self.trace = Some(trace);
+        self
+    }
+
     /// Brings the client up: opens the cache, and waits for a first answer of the
     /// cluster. When none comes, and the cache on disk has something to serve,
     /// the client starts offline and catches up by itself. Must be called inside
@@ -125,6 +146,9 @@ impl ClientBuilder {
         let mut client = Client::with_options(self.endpoints, self.options)?;
         if let Some(actor) = &self.actor {
             client.calls = client.calls.with_metadata(names::ACTOR, actor)?;
+        }
+        if let Some(trace) = self.trace {
+            client.calls = client.calls.with_trace(trace);
         }
         client.calls.start();
         let Some(options) = self.cache else {

@@ -19,20 +19,20 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
-use super::ClientError;
 use super::answer::Answer;
 use super::call::{Call, Limit, Repeat};
 use super::policy::{CallGate, Experience, Ids, OpenSession, PolicyOptions, RequestIds, Unopened, WriteId};
 use super::routing::{CallKind, Route, Router, RoutingOptions};
+use super::session;
 use super::trace::CallTrace;
 use super::trail::Trail;
+use super::{ClientError, ErrorClass};
 use crate::env::{EnvRef, SystemEnv};
 use crate::resilience::{Backoff, Priority};
 use crate::telemetry;
 use crate::types::RequestId;
 use crate::wire::channel::ChannelOptions;
 use crate::wire::mainstay_v1 as pb;
-use crate::wire::mainstay_v1::sessions_client::SessionsClient;
 use crate::wire::metadata as names;
 
 pub(super) use attempt::Failure;
@@ -361,7 +361,14 @@ impl Calls {
         if !wanted || self.shared.options.request_ids == RequestIds::Off {
             return Ok(None);
         }
-        self.shared.ids.begin(|| self.open_session(deadline)).await
+        let begun = self.shared.ids.begin(|| self.open_session(deadline));
+        let Some(deadline) = deadline else { return begun.await };
+        // Another write may be opening the session, with more time than this one.
+        let left = deadline.saturating_sub(self.shared.env.monotonic());
+        tokio::time::timeout(left, begun).await.unwrap_or_else(|_| {
+            let message = "no session for request ids could be opened in time".to_owned();
+            Err(ClientError::NotDone { message, class: ErrorClass::Timeout })
+        })
     }
 
     /// Opens a session. It expires by itself if it was opened in vain, so this
@@ -373,11 +380,9 @@ impl Calls {
         Box::pin(async move {
             let asked_at = self.shared.env.monotonic();
             let request = pb::OpenRequest { ttl_s: self.shared.options.session_ttl.as_secs() };
-            let send = |channel, request: Request<pb::OpenRequest>| async move {
-                SessionsClient::new(channel).open(request).await
-            };
-            let opened = self.attempts(&Call::change().harmless_twice(), request, send, deadline).await;
-            opened.map_err(unopened).map(|(answer, _)| {
+            let opened =
+                self.attempts(&Call::change().harmless_twice(), request, session::open, deadline).await;
+            opened.map_err(unopened).map(|(session::Opened { session: answer, .. }, _)| {
                 metrics::counter!(telemetry::CLIENT_SESSIONS_OPENED).increment(1);
                 tracing::debug!(
                     session = answer.session,

@@ -94,7 +94,7 @@ use std::sync::Arc;
 use calls::Calls;
 use subscribe::Feeds;
 
-pub use crate::resilience::Priority;
+use crate::resilience::Priority;
 use crate::types::RequestId;
 use crate::wire::metadata as names;
 

@@ -3,10 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::answer::Answer;
 use super::call::Call;
 use super::policy::{OpenSession, WriteId};
 use super::{Client, ClientError};
 use crate::types::RequestId;
+use crate::wire::etcdserverpb::maintenance_client::MaintenanceClient;
+use crate::wire::etcdserverpb::{ResponseHeader, StatusRequest};
 use crate::wire::mainstay_v1 as pb;
 use crate::wire::mainstay_v1::sessions_client::SessionsClient;
 
@@ -85,6 +91,29 @@ impl Session {
     }
 }
 
+/// A session, and who gave it.
+pub(super) struct Opened {
+    header: Option<ResponseHeader>,
+    pub session: pb::OpenResponse,
+}
+
+impl Answer for Opened {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header.as_ref()
+    }
+}
+
+/// Opens a session where it is first asked which cluster that is: in another one
+/// the same id may be somebody else's, whose writes ours would be taken for.
+pub(super) async fn open(
+    channel: Channel,
+    request: Request<pb::OpenRequest>,
+) -> Result<Response<Opened>, Status> {
+    let status = MaintenanceClient::new(channel.clone()).status(StatusRequest {}).await?.into_inner();
+    let session = SessionsClient::new(channel).open(request).await?.into_inner();
+    Ok(Response::new(Opened { header: status.header, session }))
+}
+
 impl Client {
     /// Opens a session that lives `ttl_s` seconds without being renewed; 0
     /// lets the server choose.
@@ -95,12 +124,8 @@ impl Client {
         // A session that was opened in vain expires by itself, so opening may
         // be repeated like a read.
         let asked_at = self.calls.env().monotonic();
-        let response = self
-            .calls
-            .call(Call::change().harmless_twice(), pb::OpenRequest { ttl_s }, |channel, request| async move {
-                SessionsClient::new(channel).open(request).await
-            })
-            .await?;
+        let call = Call::change().harmless_twice();
+        let Opened { session: response, .. } = self.calls.call(call, pb::OpenRequest { ttl_s }, open).await?;
         let ttl = Duration::from_secs(response.ttl_s);
         Ok(Session { client: self.clone(), session: OpenSession::new(response.session, ttl, asked_at) })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{CallKind, Client, ClientError};
+use super::{CallKind, ClientError};
 
 /// Attempts that are kept; older ones make room.
 const ATTEMPTS_MAX: usize = 256;
@@ -28,7 +28,9 @@ pub struct Attempt {
     pub error: Option<ClientError>,
 }
 
-/// The attempts of a client's calls, as they end.
+/// The attempts of a client's calls, as they end: see
+/// [`ClientBuilder::trace`](super::ClientBuilder::trace). For diagnosis, as
+/// `mainstay get --explain` does. Of streams it has their openings only.
 #[derive(Clone, Debug, Default)]
 pub struct CallTrace {
     attempts: Arc<Mutex<VecDeque<Attempt>>>,
@@ -46,26 +48,5 @@ impl CallTrace {
             attempts.pop_front();
         }
         attempts.push_back(attempt);
-    }
-}
-
-impl Client {
-    /// A client whose calls are written down, and where. For diagnosis: see
-    /// `mainstay get --explain`. Streams are not in it, only their openings.
-    ///
-    /// ```no_run
-    /// # use mainstay::client::{Client, ClientError};
-    /// # async fn example(client: Client) -> Result<(), ClientError> {
-    /// let (client, trace) = client.traced();
-    /// client.get("greeting").await?;
-    /// for attempt in trace.attempts() {
-    ///     println!("{} after {:?}: {:?}", attempt.address, attempt.time, attempt.error);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn traced(&self) -> (Client, CallTrace) {
-        let trace = CallTrace::default();
-        (self.with_calls(self.calls.with_trace(trace.clone())), trace)
     }
 }

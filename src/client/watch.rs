@@ -117,7 +117,7 @@ pub struct Watch {
 enum LinkState {
     Down { until: Option<Instant> },
     Opening { route: Route, opening: BoxFuture<'static, Result<Opened, ClientError>> },
-    Up(Link),
+    Up(Box<Link>),
 }
 
 /// One connection of a watch. Dropping it ends the watch at the server.
@@ -319,7 +319,7 @@ impl Watch {
         let (heard, ahead) = (Instant::now(), self.next > at.next());
         let link =
             Link { route, requests, responses, heard, probed: None, asked: false, promised: None, ahead };
-        self.link = LinkState::Up(link);
+        self.link = LinkState::Up(Box::new(link));
         Ok(())
     }
 
@@ -353,16 +353,18 @@ impl Watch {
         let retry = error.may_retry();
         let wait = self.backoff.next_wait(self.client.calls.env().random_u64());
         let until = Some(Instant::now() + wait).filter(|_| retry);
-        match std::mem::replace(&mut self.link, LinkState::Down { until }) {
-            LinkState::Opening { route, .. } | LinkState::Up(Link { route, .. }) if retry => {
-                tracing::debug!(?route, %error, next = %self.next, ?wait, "a watch goes on elsewhere");
-                self.resumes += 1;
-                route.failed();
-                if !self.tried.iter().any(|address| address == route.address()) {
-                    self.tried.push(route.address().to_owned());
-                }
+        let route = match std::mem::replace(&mut self.link, LinkState::Down { until }) {
+            LinkState::Opening { route, .. } => Some(route),
+            LinkState::Up(link) => Some(link.route),
+            LinkState::Down { .. } => None,
+        };
+        if let Some(route) = route.filter(|_| retry) {
+            tracing::debug!(?route, %error, next = %self.next, ?wait, "a watch goes on elsewhere");
+            self.resumes += 1;
+            route.failed();
+            if !self.tried.iter().any(|address| address == route.address()) {
+                self.tried.push(route.address().to_owned());
             }
-            _ => {}
         }
         if retry { Ok(()) } else { Err(error) }
     }

@@ -411,3 +411,64 @@ fn completions_are_printed_for_every_shell() {
         assert!(tool.ok(&["completion", shell]).contains("mainstay"));
     }
 }
+
+#[test]
+fn a_read_is_explained() {
+    if not_in_etcd("the mainstay tool") {
+        return;
+    }
+    on_own_cluster(Spec::nodes(3), async |c| {
+        let p = unique("explain");
+        let k = format!("{p}k");
+        let all = Tool::of(c, &[0, 1, 2]);
+        all.ok(&["put", &k, "value"]);
+        // Given one member, it finds the others.
+        let told = Tool::of(c, &[0]).json(&["get", &k, "--explain"]);
+        assert_eq!(told["kvs"][0]["value"], "value");
+        let explain = &told["explain"];
+        assert_eq!((&explain["consistency"], &explain["level"]), (&"strong".into(), &"server".into()));
+        assert_eq!(explain["bytes"], (k.len() + 5) as u64);
+        let endpoints = explain["endpoints"].as_array().unwrap();
+        let of = |address: &str| endpoints.iter().find(|one| one["address"] == *address);
+        for node in &c.nodes {
+            let url = node.url();
+            let one = of(&url).or_else(|| of(url.trim_start_matches("http://"))).expect("every member");
+            assert_eq!((&one["name"], &one["health"]), (&node.name[..].into(), &"serving".into()));
+        }
+        assert_eq!(endpoints.iter().filter(|one| one["is_leader"] == true).count(), 1);
+        let attempts = explain["attempts"].as_array().unwrap();
+        assert_eq!((attempts.len(), &attempts[0]["address"]), (1, &explain["picked"]));
+        assert!(explain["why"].as_str().unwrap().contains("of 3 that are well"), "{explain}");
+
+        // For people: the value alone on stdout, the rest on stderr.
+        let output = all.run(&["get", &k, "--explain", "--consistency", "eventual"]);
+        assert_eq!(text(&output.stdout), format!("{k}\nvalue\n"));
+        let said = text(&output.stderr);
+        for words in
+            ["eventual read, answered by server", "routed by", "attempt 1: ", "version 1, lease none", "n3"]
+        {
+            assert!(said.contains(words), "{said} does not say {words:?}");
+        }
+        all.code(NOT_FOUND, &["get", &format!("{p}none"), "--explain"]);
+        all.code(USAGE, &["get", &k, "--consistency", "bounded=often"]);
+        all.code(USAGE, &["get", "--prefix", &p, "--cache-dir", "/tmp/x"]);
+
+        // Through a cache: there the second time, and also when nobody answers.
+        let dir = c.root.join("tool-cache").display().to_string();
+        let cached = ["get", &k, "--explain", "--cache-dir", &dir, "--consistency", "eventual"];
+        assert_eq!(all.json(&cached)["explain"]["level"], "server");
+        let again = all.json(&cached);
+        assert_eq!(
+            (&again["explain"]["level"], &again["kvs"][0]["value"]),
+            (&"disk".into(), &"value".into())
+        );
+        assert_eq!(again["explain"]["attempts"].as_array().unwrap().len(), 0);
+        c.kill_all();
+        let offline = all.json(&cached);
+        assert_eq!(
+            (&offline["explain"]["level"], &offline["kvs"][0]["value"]),
+            (&"disk".into(), &"value".into())
+        );
+        all.code(UNAVAILABLE, &["get", &k, "--explain", "--command-timeout", "1s"]);
+    });
+}

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mainstay::client::{BindError, Binding, Client, ClientError, Format, TxnBuilder};
+use mainstay::client::{
+    BindError, Binding, CacheOptions, CacheState, Client, ClientError, Format, TxnBuilder,
+};
 use serde::Deserialize;
 
 use crate::checks::*;
@@ -250,5 +252,43 @@ fn a_binding_catches_up_after_compaction_and_after_a_node_is_lost() {
             c.nodes[i].start();
             c.wait_node_ready(i).await;
         }
+    });
+}
+
+#[test]
+fn a_service_starts_with_its_last_settings_while_the_cluster_is_down() {
+    on_own_cluster(Spec::nodes(1), async |c| {
+        let p = unique("bind");
+        let writer = sdk(c);
+        writer.put(format!("{p}port"), "1").await.unwrap();
+        let last = writer.put(format!("{p}db.toml"), "host = 'a'\npool = 2\n").await.unwrap().revision;
+        let cache = CacheOptions {
+            prefixes: vec![p.clone().into()],
+            dir: Some(c.root.join("cache")),
+            ..CacheOptions::default()
+        };
+        let endpoints = c.endpoints();
+        let service =
+            async || Client::builder(endpoints.clone()).cache(cache.clone()).connect().await.unwrap();
+        let client = service().await;
+        let settings = client.bind::<Settings>(&p).await.unwrap();
+        assert!(!settings.status().is_stale);
+        let held = |state: &CacheState| state.is_live() && state.scopes[0].revision >= last;
+        tokio::time::timeout(SOON, client.cache().unwrap().wait_for(held)).await.unwrap().unwrap();
+        client.cache().unwrap().close().await;
+        drop((client, settings));
+
+        c.nodes[0].kill();
+        let client = service().await;
+        let mut settings = client.bind::<Settings>(&p).await.unwrap();
+        assert_eq!(settings.load().db, Db { host: "a".into(), pool: 2 });
+        assert!(settings.status().is_stale);
+
+        c.nodes[0].start();
+        c.wait_node_ready(0).await;
+        let revision = writer.put(format!("{p}port"), "2").await.unwrap().revision;
+        let port = tokio::time::timeout(SOON, settings.wait_for(revision)).await.unwrap().unwrap().port;
+        assert_eq!((port, settings.status().is_stale), (2, false));
+        assert_eq!(changed(&mut settings).await.port, 2);
     });
 }

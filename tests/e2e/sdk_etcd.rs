@@ -1,11 +1,12 @@
 //! The SDK against a real etcd: everything that etcd has works, and what it has
 //! not is refused in words.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt};
 use mainstay::client::{
-    Client, ClientError, GetOptions, MirrorUpdate, PutOptions, TxnBuilder, WatchOptions, compare,
+    CacheOptions, Client, ClientError, Consistency, Filter, GetOptions, Level, MirrorUpdate, PutOptions,
+    Start, TxnBuilder, WatchOptions, compare,
 };
 use mainstay::types::{EventKind, KeyRange, LeaseId, Revision, SortOrder, SortTarget, TxnOpReply};
 use tonic::Code;
@@ -233,5 +234,76 @@ fn a_binding_follows_etcd() {
         // Keys that are none of the binding's move its revision, too.
         let revision = client.put("elsewhere", "x").await.unwrap().revision;
         tokio::time::timeout(SOON, pool.wait_for(revision)).await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_client_with_everything_on_works_with_etcd() {
+    on_etcd(async |c| {
+        // One address is enough: the others are found, the leader too.
+        let cache = CacheOptions {
+            prefixes: vec!["all/".into()],
+            dir: Some(c.root.join("cache")),
+            ..CacheOptions::default()
+        };
+        let client = Client::builder([c.nodes[0].url()]).cache(cache).connect().await.unwrap();
+        let found = async || {
+            let endpoints = client.endpoints();
+            let members = endpoints.iter().filter(|one| !one.is_spare && one.member_id.is_some()).count();
+            (members == 3 && endpoints.iter().any(|one| one.is_leader)).then_some(())
+        };
+        eventually("the members are found", SOON, found).await;
+
+        // etcd knows no request ids: a write goes without one.
+        let filter = Filter::prefix("all/") & Filter::suffix("x").unwrap();
+        let mut subscription = client.subscribe(filter).start(Start::Snapshot).open().await.unwrap();
+        let revision = client.put("all/x", "1").await.unwrap().revision;
+        client.put("all/y", "1").await.unwrap();
+        let told = async {
+            loop {
+                let batch = subscription.next().await.expect("it goes on").unwrap();
+                if let Some(event) = batch.events.first() {
+                    return event.clone();
+                }
+            }
+        };
+        let event = tokio::time::timeout(SOON, told).await.expect("the change");
+        assert_eq!((&event.kv.key[..], event.kv.mod_revision), (&b"all/x"[..], revision));
+
+        // The cache proves what it has, and what it has not.
+        let cache = client.cache().unwrap();
+        tokio::time::timeout(SOON, cache.wait_for(|state| state.is_live())).await.unwrap().unwrap();
+        let bound = Consistency::Bounded(Duration::from_secs(5));
+        let cached = async || {
+            let answer = cache.get("all/x", bound).await.unwrap();
+            assert_eq!(answer.kv.unwrap().value, "1");
+            (answer.level != Level::Server).then_some(())
+        };
+        eventually("an answer of the cache", SOON, cached).await;
+        assert!(cache.get("all/none", bound).await.unwrap().kv.is_none());
+        assert_eq!(cache.get("all/x", Consistency::Strong).await.unwrap().level, Level::Server);
+
+        // Time replay is Mainstay's own, and refused in words.
+        let yesterday = SystemTime::now() - Duration::from_secs(86_400);
+        let refused = client.subscribe(Filter::everything()).start(Start::Time(yesterday)).open().await;
+        assert!(matches!(refused, Err(ClientError::Unsupported { .. })));
+
+        // A node goes: reads, writes, bindings and the subscription go on.
+        let values = client.bind::<std::collections::HashMap<String, u32>>("all").await.unwrap();
+        c.nodes[0].kill();
+        let put = async || client.put("all/x", "2").await.ok();
+        let revision = eventually("a write", SOON, put).await.revision;
+        assert_eq!(cache.get("all/x", Consistency::Strong).await.unwrap().kv.unwrap().value, "2");
+        let known = tokio::time::timeout(SOON, values.wait_for(revision)).await.unwrap().unwrap();
+        assert_eq!(known["x"], 2);
+        let told = async {
+            loop {
+                let batch = subscription.next().await.expect("it goes on").unwrap();
+                if batch.events.iter().any(|event| event.kv.value == "2") {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, told).await.expect("the change");
     });
 }

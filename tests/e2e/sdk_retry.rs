@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::checks::seed;
 use crate::cluster::{Cluster, Permit, Spec, on_cluster, on_own_cluster};
-use crate::target::{Target, not_in_etcd, skip, tool};
+use crate::target::{Target, is_etcd, not_in_etcd, skip, tool};
 
 const MS: Duration = Duration::from_millis(1);
 /// Writes under way at once.
@@ -570,6 +570,19 @@ fn a_wrong_cluster_behind_an_address_is_named_and_never_used() {
         assert_eq!(there.expect("it is well").reply.count, 0);
         let lost = Client::builder(nodes(&other)).cluster_id(cluster_id.unwrap_or(0)).connect().await;
         assert!(matches!(&lost, Err(ClientError::WrongCluster { .. })), "{lost:?}");
+        // A session for request ids is never taken from there either.
+        if !is_etcd() {
+            for i in 0..8 {
+                let mut options =
+                    ClientOptions { policy: policy(RequestIds::Auto), ..ClientOptions::default() };
+                options.routing.cluster_id = cluster_id;
+                let both =
+                    Client::with_options([nodes(&other), nodes(c)].concat(), options).expect("addresses");
+                both.put(format!("ids/{i}"), "ours").await.expect("the right one is among them");
+                let kv = ours.get(format!("ids/{i}")).await.expect("it is well");
+                assert_eq!(kv.map(|kv| kv.version), Some(1));
+            }
+        }
         for _ in 0..8 {
             let both = pinned([nodes(&other), nodes(c)].concat());
             let kv = both.get("k").await.expect("the right one is among them").expect("the key is there");

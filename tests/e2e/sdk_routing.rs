@@ -107,10 +107,10 @@ fn every_strategy_serves() {
         for strategy in strategies {
             let key = unique("strategy");
             let client = client(c, 0, options().with_strategy(strategy)).await;
-            client.put(&key[..], "v").await.unwrap();
+            client.put(key.clone(), "v").await.unwrap();
             finds(&client, 3).await;
             read_serializable(&client, 20).await;
-            assert_eq!(client.get(&key[..]).await.unwrap().unwrap().value, "v");
+            assert_eq!(client.get(key).await.unwrap().unwrap().value, "v");
         }
     });
 }
@@ -174,6 +174,7 @@ fn writes_follow_the_leader() {
         assert!(writes.get(&url).is_some_and(|count| *count >= 50), "{writes:?}");
 
         c.nodes[new].kill();
+        eventually("writes flow again", SOON, async || client.put("followed", "on").await.ok()).await;
         for n in 0..50 {
             client.put("followed", n.to_string()).await.unwrap();
         }
@@ -194,7 +195,7 @@ fn members_that_join_are_used_and_those_removed_are_not() {
         let client = client(c, 0, options()).await;
         finds(&client, 3).await;
         let at = c.extra_node("n4");
-        let target = format!("127.0.0.1:{}", c.nodes[0].client_port);
+        let target = c.nodes[0].url();
         c.nodes[at].flags.extend([format!("--join={target}"), "--kind=observer".into()]);
         c.nodes[at].start();
         c.wait_node_ready(at).await;

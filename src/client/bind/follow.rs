@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -21,13 +22,16 @@ use crate::client::{ClientError, Mirror, MirrorUpdate};
 use crate::env::EnvRef;
 use crate::resilience::{Backoff, BackoffOptions};
 use crate::telemetry;
-use crate::types::{EventKind, Revision};
+use crate::types::{EventKind, KeyValue, Revision};
 
 /// The shortest and the longest time between two questions how far the keys
 /// are known. Asking interrupts whatever the source is about, making a new
 /// connection for example, so the time doubles until an answer comes.
 const ASK_GAP: Duration = Duration::from_millis(20);
 const ASK_GAP_MAX: Duration = Duration::from_secs(10);
+
+/// How long the cluster has to answer before a binding begins with what a cache has.
+const OFFLINE_AFTER: Duration = Duration::from_secs(1);
 
 /// What a binding hears of its keys from.
 pub(super) trait Source: Send + 'static {
@@ -99,9 +103,14 @@ pub(super) struct Loaded<T> {
     pub revision: Revision,
 }
 
-/// Waits for the first update, and begins a binding with it.
+/// What a cache has of the keys, whole as of one revision.
+pub(super) type LastGood = BoxFuture<'static, Option<(Revision, Vec<KeyValue>)>>;
+
+/// Begins a binding with the first update, or with the last good keys of a cache
+/// if none comes.
 pub(super) async fn start<T, S>(
     mut source: S,
+    last_good: Option<LastGood>,
     reader: Reader<T>,
     limit: Duration,
     env: EnvRef,
@@ -110,23 +119,50 @@ where
     T: DeserializeOwned + Send + Sync + 'static,
     S: Source,
 {
-    let read = |source| BindError::Read { prefix: reader.place.start.clone(), source: Arc::new(source) };
-    let update = match tokio::time::timeout(limit, source.next()).await {
-        Ok(update) => update.map_err(read)?,
-        Err(_) => return Err(read(ClientError::timeout(limit, false))),
-    };
+    let first_limit = if last_good.is_some() { OFFLINE_AFTER.min(limit) } else { limit };
+    let mut update = first(&mut source, &reader, first_limit).await;
+    let mut is_stale = false;
+    if let (Err(BindError::Read { source: reason, .. }), Some(last_good)) = (&update, last_good)
+        && reason.may_retry()
+    {
+        update = match last_good.await {
+            Some((revision, kvs)) => {
+                is_stale = true;
+                Ok(MirrorUpdate::Snapshot { revision, kvs })
+            }
+            None => first(&mut source, &reader, limit.saturating_sub(first_limit)).await,
+        };
+    }
+    let update = update?;
     let revision = update.revision();
     let mut kvs = BTreeMap::new();
     take(&mut kvs, update);
     let value = Arc::new(reader.read(&kvs)?);
+    if is_stale {
+        let prefix = &reader.place.start;
+        tracing::warn!(prefix, revision = revision.0, "a binding begins offline, with what the cache has");
+    }
     let loaded = ArcSwap::from_pointee(Loaded { value, revision });
     let shared = Arc::new(Shared { loaded, ask: Notify::new() });
-    let status = BindStatus { known: revision, loaded: revision, loads: 1, refusals: 0, problem: None };
+    let status =
+        BindStatus { known: revision, loaded: revision, loads: 1, refusals: 0, problem: None, is_stale };
     metrics::counter!(telemetry::CLIENT_BIND_LOADS).increment(1);
     let (told, status) = watch::channel(status);
     let follower = Follower { source, reader, kvs, shared: shared.clone(), told, env };
     let task = Arc::new(Task(tokio::spawn(follower.run())));
     Ok(Binding { shared, status, judged: 1, task })
+}
+
+/// The first update, if it comes in time.
+async fn first<T, S: Source>(
+    source: &mut S,
+    reader: &Reader<T>,
+    limit: Duration,
+) -> Result<MirrorUpdate, BindError> {
+    let update = tokio::time::timeout(limit, source.next()).await;
+    update
+        .unwrap_or_else(|_| Err(ClientError::timeout(limit, false)))
+        .map_err(|error| BindError::Read { prefix: reader.place.start.clone(), source: Arc::new(error) })
 }
 
 /// Applies an update; whether it changed anything.
@@ -207,6 +243,14 @@ where
     }
 
     fn on_update(&mut self, update: MirrorUpdate) {
+        self.take_in(update);
+        let was_stale = self.told.send_if_modified(|status| std::mem::take(&mut status.is_stale));
+        if was_stale {
+            tracing::info!(prefix = self.reader.place.start, "a binding that began offline is current again");
+        }
+    }
+
+    fn take_in(&mut self, update: MirrorUpdate) {
         let revision = update.revision();
         let could_not_read = matches!(self.told.borrow().problem, Some(BindError::Read { .. }));
         let changed = take(&mut self.kvs, update);

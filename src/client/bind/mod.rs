@@ -49,6 +49,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 ///
 /// Values are read by their [`Format`].
 ///
+/// # Offline
+/// A client with a cache that watches the prefix, or one that it lies within,
+/// binds also while the cluster does not answer: after a second, to the last
+/// state that the cache has, and [`BindStatus::is_stale`] says so until the
+/// cluster has answered.
+///
 /// # Examples
 /// ```no_run
 /// use mainstay::client::{BindError, Client};
@@ -195,7 +201,11 @@ where
         };
         let source = self.client.mirror(range, Revision(0));
         let env = self.client.calls.env().clone();
-        Box::pin(follow::start(source, self.reader, self.start_limit, env))
+        let last_good = self.client.cache().cloned().map(|cache| -> BoxFuture<'static, _> {
+            let prefix = self.place.start;
+            Box::pin(async move { cache.whole(prefix.as_bytes()).await })
+        });
+        Box::pin(follow::start(source, last_good, self.reader, self.start_limit, env))
     }
 }
 
@@ -213,6 +223,8 @@ pub struct BindStatus {
     pub refusals: u64,
     /// Why the newest keys are not what [`Binding::load`] gives; `None` when they are.
     pub problem: Option<BindError>,
+    /// It began with what the client's cache had, and the cluster has not answered since.
+    pub is_stale: bool,
 }
 
 impl BindStatus {

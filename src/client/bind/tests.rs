@@ -359,7 +359,7 @@ where
     let asked = Arc::new(AtomicU32::new(0));
     feed.send(Ok(first)).await.expect("room");
     let source = Fed { updates, asked: asked.clone() };
-    let binding = start(source, reader, Duration::from_secs(10), SystemEnv::shared()).await;
+    let binding = start(source, None, reader, Duration::from_secs(10), SystemEnv::shared()).await;
     (feed, asked, binding)
 }
 
@@ -456,9 +456,37 @@ async fn a_start_that_is_not_good_is_refused() {
     let source = Fed { updates, asked: Arc::default() };
     let limit = Duration::from_secs(3);
     fails(
-        start(source, reader::<Pool>(Format::Auto), limit, SystemEnv::shared()).await,
+        start(source, None, reader::<Pool>(Format::Auto), limit, SystemEnv::shared()).await,
         "no answer within 3s",
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_answers_it_begins_with_what_a_cache_has() {
+    let last_good = |max: &'static str| -> Option<super::follow::LastGood> {
+        let kvs = vec![kv("p/max", max, 4)];
+        Some(Box::pin(async move { Some((Revision(5), kvs)) }))
+    };
+    let (feed, updates) = mpsc::channel(4);
+    let source = Fed { updates, asked: Arc::default() };
+    let limit = Duration::from_secs(10);
+    let read = reader::<Pool>(Format::Auto);
+    let mut binding = start(source, last_good("1"), read, limit, SystemEnv::shared()).await.expect("offline");
+    assert_eq!((binding.load().max, binding.revision(), binding.status().is_stale), (1, Revision(5), true));
+    // The same keys are no change, but current again.
+    feed.send(Ok(snapshot(7, &[("p/max", "1")]))).await.expect("room");
+    binding.wait_for(Revision(7)).await.expect("good");
+    assert!(!binding.status().is_stale && binding.status().loads == 1);
+    feed.send(Ok(changes(8, &[("p/max", Some("2"))]))).await.expect("room");
+    assert_eq!(binding.changed().await.expect("good").max, 2);
+
+    // A cluster that answers in time is asked first.
+    let (feed, updates) = mpsc::channel(4);
+    feed.send(Ok(snapshot(9, &[("p/max", "3")]))).await.expect("room");
+    let source = Fed { updates, asked: Arc::default() };
+    let read = reader::<Pool>(Format::Auto);
+    let binding = start(source, last_good("1"), read, limit, SystemEnv::shared()).await.expect("online");
+    assert_eq!((binding.load().max, binding.status().is_stale), (3, false));
 }
 
 #[tokio::test(start_paused = true)]

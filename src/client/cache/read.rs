@@ -11,7 +11,7 @@ use super::record::Moment;
 use super::{Answer, Cache, CacheError, Consistency, Level, Unproven};
 use crate::client::ClientError;
 use crate::telemetry;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, KeyValue, Revision};
 
 /// One age of so many goes into the metric.
 const AGES_OF: u64 = 64;
@@ -36,6 +36,20 @@ impl Cache {
             }
         }
         core.get_slowly(Bytes::copy_from_slice(key), consistency).await
+    }
+
+    /// All keys with a prefix as of one revision, from what is here; `None` unless
+    /// they are of a watched prefix and all here.
+    pub(in crate::client) async fn whole(&self, prefix: &[u8]) -> Option<(Revision, Vec<KeyValue>)> {
+        let core = self.core();
+        let scope = core.scope_of(prefix)?;
+        let revision = scope.revision();
+        let mut kvs = Vec::new();
+        for key in scope.keys().into_iter().filter(|key| key.starts_with(prefix)) {
+            kvs.push(core.find(&key).await?.kv?);
+        }
+        let is_whole = revision.0 > 0 && scope.revision() == revision;
+        (is_whole && kvs.iter().all(|kv| kv.mod_revision <= revision)).then_some((revision, kvs))
     }
 
     /// Brings all keys with a prefix into the cache, those of a watched prefix from

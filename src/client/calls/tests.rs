@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 
 use super::*;
-use crate::client::ErrorClass;
 use crate::client::policy::HedgeDelay;
 use crate::resilience::BackoffOptions;
 use crate::wire::etcdserverpb::{PutResponse, RangeResponse, ResponseHeader};

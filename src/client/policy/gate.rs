@@ -16,6 +16,9 @@ use crate::telemetry;
 /// While both limits hold a waiter back, it looks again this often at the least.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
+/// Why a call that waited was refused.
+const LATE: &str = "its turn did not come in time";
+
 /// The gate of one client.
 pub(in crate::client) struct CallGate {
     state: Mutex<State>,
@@ -91,17 +94,20 @@ impl CallGate {
             tokio::select! {
                 biased;
                 permit = &mut admitted => {
+                    let now = self.env.monotonic();
                     let Ok(permit) = permit else {
-                        return Err(refused(priority, "a more urgent call took its place"));
+                        let late = now > deadline;
+                        let why = if late { LATE } else { "a more urgent call took its place" };
+                        return Err(refused(priority, why));
                     };
-                    let waited = self.env.monotonic().saturating_sub(began);
+                    let waited = now.saturating_sub(began);
                     metrics::histogram!(telemetry::CLIENT_GATE_WAIT_SECONDS, "priority" => priority.name())
                         .record(waited);
                     return Ok(permit);
                 }
                 () = tokio::time::sleep(rate_wait.unwrap_or(left).min(left)) => {
                     if left.is_zero() {
-                        return Err(refused(priority, "its turn did not come in time"));
+                        return Err(refused(priority, LATE));
                     }
                     self.serve();
                 }

@@ -75,7 +75,7 @@ impl Feeder {
         self.received(batch.revision, new().count() - events.len());
         for events in events.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision) {
             let revision = events[0].kv.mod_revision;
-            let events = events.iter().map(|event| Event::clone(event)).collect();
+            let events = events.iter().copied().cloned().collect();
             let mut unit = Unit { revision, events, since };
             while let Some(back) = self.offer(unit) {
                 unit = back;

@@ -2,11 +2,12 @@
 //! queue with a stated policy for when it is full.
 //!
 //! Subscriptions of one client to the same range share one watch. One task per
-//! subscription filters what comes and fills the queue; whoever calls [`Subscription::next`], or the task that calls back,
-//! empties it. Invariant: what a subscription hands out, it hands out in the
-//! order of revisions, each once; what is missing was merged or dropped by the
-//! policy and is counted in the batch where it is missing, or was compacted
-//! before it was seen, and then a snapshot stands in its place.
+//! subscription filters what comes and fills the queue; whoever calls
+//! [`Subscription::next`], or the task that calls back, empties it. Invariant:
+//! what a subscription hands out, it hands out in the order of revisions, each
+//! once; what is missing was merged or dropped by the policy and is counted in
+//! the batch where it is missing, or was compacted before it was seen, and then
+//! a snapshot stands in its place.
 
 mod feed;
 mod feeds;
