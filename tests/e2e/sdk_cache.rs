@@ -115,7 +115,7 @@ fn a_bounded_read_has_what_others_wrote_before_the_bound() {
         let counter = Counter::start(c, "a/counter");
         let (cached, asked, failed) = judge(&cache, &counter, 300 * MS, Duration::from_secs(4)).await;
         assert!(cached > 10 * asked && failed == 0, "{cached} cached, {asked} asked, {failed} failed");
-        assert!(counter.before(Instant::now()) > 50);
+        assert!(counter.before(Instant::now()) > 10);
     });
 }
 

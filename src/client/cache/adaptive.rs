@@ -102,7 +102,7 @@ impl Chooser {
     /// change over to it.
     pub fn read(&self, hash: u64, weight: u32) -> Option<CachePolicy> {
         // The low bits choose the place in hash tables; the high ones choose the sample.
-        if (hash >> 32) % self.sampled_of != 0 {
+        if !(hash >> 32).is_multiple_of(self.sampled_of) {
             return None;
         }
         let batch = {

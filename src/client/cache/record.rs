@@ -191,7 +191,12 @@ mod tests {
         }
 
         #[test]
-        fn damage_is_noticed(value in values(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>()) {
+        fn damage_is_noticed(
+            value in values(),
+            at in any::<prop::sample::Index>(),
+            flip in 1..=255u8,
+            cut in any::<bool>(),
+        ) {
             let mut record = pack(b"key", &entry(value, [1, 2, 3, 4, 5]));
             let at = at.index(record.len());
             if cut { record.truncate(at) } else { record[at] ^= flip }

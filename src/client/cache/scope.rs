@@ -171,9 +171,9 @@ impl Scope {
     pub fn plan(&self, update: &MirrorUpdate) -> Option<Changes> {
         let revision = update.revision();
         let inner = self.inner.read();
-        let is_newer = revision > inner.revision;
         // A member that is behind may be asked after one that was not.
-        if !is_newer && !(revision == inner.revision && self.damaged.load(Ordering::Relaxed)) {
+        let mends = revision == inner.revision && self.damaged.load(Ordering::Relaxed);
+        if revision <= inner.revision && !mends {
             return None;
         }
         Some(match update {

@@ -86,7 +86,7 @@ fn options() -> impl Strategy<Value = CacheOptions> {
 
 /// Half of the keys are watched, if anything is.
 fn name(key: usize) -> String {
-    if key % 2 == 0 { format!("a/{key}") } else { format!("b/{key}") }
+    if key.is_multiple_of(2) { format!("a/{key}") } else { format!("b/{key}") }
 }
 
 struct Run {
@@ -193,7 +193,7 @@ async fn run(options: CacheOptions, ops: Vec<Op>) {
         run.read(key, Consistency::Bounded(Duration::from_secs(1))).await;
         let answer = run.cache.get(name(key), Consistency::Eventual).await.expect("the store is up");
         let current = run.store.inner.lock().state(name(key).as_bytes(), i64::MAX);
-        if key % 2 == 0 && !run.options.prefixes.is_empty() {
+        if key.is_multiple_of(2) && !run.options.prefixes.is_empty() {
             assert_eq!(answer.kv, current, "{}", name(key));
         }
     }
