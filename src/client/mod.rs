@@ -39,7 +39,7 @@
 //! | [`RoutingOptions`] | which endpoint a call goes to |
 //! | [`PolicyOptions`] | deadlines, retries and their budget, hedging, limits, request ids |
 //! | [`Cache`] | three levels of cache, bounded staleness, starting offline |
-//! | [`Client::subscribe`], [`Client::watch`], [`Client::mirror`] | changes: filtered and batched, plain, or as whole ranges |
+//! | [`Client::subscribe`] | changes, filtered and batched; [`Client::watch`] plain; [`Client::mirror`] as whole ranges |
 //! | [`Client::bind`] | a prefix as a value of your own type, reloaded as it changes |
 //! | [`ClientError`] | may it be tried again, may it have happened: two answers |
 //!

@@ -70,9 +70,9 @@ impl Router {
         let mut found = self.identify(endpoints).await;
         let Some(first) = found.iter().find_map(|found| found.identity) else { return false };
         let cluster = self.pin_cluster(first.cluster);
-        let leader = leader(&found, cluster);
-        self.leader.store(leader, Ordering::Relaxed);
-        let Some(listed) = self.list(&found, cluster, leader).await else {
+        let said_to_lead = leader(&found, cluster);
+        let Some(listed) = self.list(&found, cluster, said_to_lead).await else {
+            self.follow(said_to_lead, &found, cluster);
             let kept = before.entries().iter().zip(&found);
             let entries = kept.map(|(entry, found)| found.kept(entry, cluster, &self.options)).collect();
             self.replace(EndpointSet::new(entries, &self.options));
@@ -81,10 +81,22 @@ impl Router {
         let unknown = unknown_addresses(&listed, &found);
         let opened = unknown.iter().filter_map(|address| self.open(address).ok());
         found.extend(self.identify(opened).await);
+        let leader = self.follow(said_to_lead, &found, cluster);
         let read_only = self.read_only(&listed, &found, cluster).await;
         let entries = assemble(&self.options, before.entries(), &listed, &read_only, &found, cluster);
         self.replace(EndpointSet::new(entries, &self.options));
         leader != 0
+    }
+
+    /// Takes over who leads, if that member answers and says so itself: for an election's
+    /// time the others still name one that is dead. Gives 0 otherwise.
+    fn follow(&self, leader: u64, found: &[Found], cluster: u64) -> u64 {
+        let leads = |found: &Found| {
+            found.is(leader, cluster) && found.identity.is_some_and(|who| who.leader == leader)
+        };
+        let leader = if found.iter().any(leads) { leader } else { 0 };
+        self.leader.store(leader, Ordering::Relaxed);
+        leader
     }
 
     fn open(&self, address: &str) -> Result<Arc<Endpoint>, ClientError> {

@@ -362,6 +362,18 @@ async fn a_new_leader_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_leader_is_not_believed_in_because_the_others_do() {
+    let cluster = FakeCluster::of(3);
+    let router = started(&["n1:1"], options(), &cluster).await;
+    assert_eq!(only(&picked(&router, CallKind::Write, 10)), ["n1:1"]);
+    // Until they have elected another, the others go on naming it.
+    cluster.silence("n1:1");
+    router.pick(CallKind::Write, None, &[]).failed();
+    tokio::time::sleep(SECOND * 3 / 2).await;
+    assert!(router.endpoints().iter().all(|status| !status.is_leader));
+}
+
+#[tokio::test(start_paused = true)]
 async fn failing_calls_do_not_ask_for_members_more_than_once_a_second() {
     let cluster = FakeCluster::of(3);
     let router = started(&["n1:1"], options(), &cluster).await;
