@@ -220,6 +220,7 @@ impl Core {
                     // Nobody knows how long it has been there.
                     let entry = Entry { proved, stored: proved, ..entry };
                     self.memory.put_from_disk(key, entry.clone(), guard);
+                    self.note(key, &entry);
                     return Some(self.outside(&entry, Level::L3));
                 }
                 Some(at) if entry.kv.as_ref().is_some_and(|kv| kv.mod_revision == at) => {
@@ -275,6 +276,7 @@ impl Core {
     pub async fn take_in(&self, key: &Bytes, kv: Option<&KeyValue>, as_of: Revision, proved: Moment) {
         self.floor.fetch_max(as_of.0, Ordering::AcqRel);
         let entry = Entry { kv: kv.map(own), as_of, proved, stored: self.now() };
+        self.note(key, &entry);
         if let Some(scope) = self.scope_of(key) {
             if scope.learn(key, kv, as_of) == Learned::Keep {
                 self.memory.put_from_source(key, entry);

@@ -75,13 +75,17 @@ impl Memory {
     /// What is known of a key. A hit below the first level goes up.
     pub fn get(&self, key: &[u8], now: Moment) -> Option<(Arc<Entry>, Level)> {
         let first = self.first.read();
-        if let Some(entry) = first.live.get(key) {
-            if self.stays.is_none_or(|stays| now.saturating_sub(entry.stored) < stays) {
-                return Some((entry, Level::L1));
+        if !first.live.contains_key(key) {
+            // To ask for it would count as a use, and filling it in counts as one
+            // already: a key that is read once must not look like a frequent one.
+            let below = self.second.as_ref().is_some_and(|second| second.contains_key(key));
+            if first.old.is_none() && !below {
+                return None;
             }
-        } else if first.old.is_none() && !self.second.as_ref().is_some_and(|second| second.contains_key(key))
+        } else if let Some(entry) = first.live.get(key)
+            && self.stays.is_none_or(|stays| now.saturating_sub(entry.stored) < stays)
         {
-            return None;
+            return Some((entry, Level::L1));
         }
         let key = Bytes::copy_from_slice(key);
         let mut found = None;
