@@ -27,7 +27,7 @@ pub struct Change {
 struct Session {
     renewed: u64,
     acknowledged: u64,
-    writes: BTreeMap<u64, (Operation, Result<Outcome, ApplyError>)>,
+    writes: BTreeMap<u64, (Operation, Reply)>,
 }
 
 /// What one command did, beside its reply.
@@ -102,11 +102,21 @@ impl Model {
     /// Applies the committed command at `index`, written in `term`.
     pub fn apply(&mut self, index: u64, term: u64, command: Command) -> (Reply, Vec<Note>) {
         self.notes.clear();
-        let outcome = match command.request {
+        let reply = match command.request {
             Some(request) => self.once(index, term, request, command.operation),
-            None => self.operation(index, term, command.operation),
+            None => Ok(self.plainly(index, term, command.operation)),
         };
-        (Reply { revision: Revision(self.revision), outcome }, std::mem::take(&mut self.notes))
+        let reply = reply.unwrap_or_else(|error| self.reply(Err(error)));
+        (reply, std::mem::take(&mut self.notes))
+    }
+
+    fn reply(&self, outcome: Result<Outcome, ApplyError>) -> Reply {
+        Reply { revision: Revision(self.revision), outcome }
+    }
+
+    fn plainly(&mut self, index: u64, term: u64, operation: Operation) -> Reply {
+        let outcome = self.operation(index, term, operation);
+        self.reply(outcome)
     }
 
     fn once(
@@ -115,13 +125,14 @@ impl Model {
         term: u64,
         request: RequestId,
         operation: Operation,
-    ) -> Result<Outcome, ApplyError> {
+    ) -> Result<Reply, ApplyError> {
         let RequestId { session: id, sequence, acknowledged } = request;
         let session = self.sessions.get_mut(&id).ok_or(ApplyError::SessionNotFound { session: id })?;
-        if let Some((before, outcome)) = session.writes.get(&sequence) {
+        if let Some((before, reply)) = session.writes.get(&sequence) {
             self.notes.push(Note::Repeated);
             return match *before == operation {
-                true => outcome.clone(),
+                // As it was, with the revision that it was done at.
+                true => Ok(reply.clone()),
                 false => Err(ApplyError::SequenceReused { sequence }),
             };
         }
@@ -132,11 +143,11 @@ impl Model {
         let acknowledged = session.acknowledged;
         session.writes.retain(|sequence, _| *sequence > acknowledged);
         session.renewed = index;
-        let outcome = self.operation(index, term, operation.clone());
+        let reply = self.plainly(index, term, operation.clone());
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.writes.insert(sequence, (operation, outcome.clone()));
+            session.writes.insert(sequence, (operation, reply.clone()));
         }
-        outcome
+        Ok(reply)
     }
 
     fn operation(&mut self, index: u64, term: u64, operation: Operation) -> Result<Outcome, ApplyError> {
