@@ -39,7 +39,8 @@
 //! | [`RoutingOptions`] | which endpoint a call goes to |
 //! | [`PolicyOptions`] | deadlines, retries and their budget, hedging, limits, request ids |
 //! | [`Cache`] | three levels of cache, bounded staleness, starting offline |
-//! | [`Client::subscribe`] | changes, filtered and batched; [`Client::watch`] plain; [`Client::mirror`] as whole ranges |
+//! | [`Client::subscribe`] | changes, filtered and batched |
+//! | [`Client::watch`], [`Client::mirror`] | changes as they come, and ranges that are kept whole |
 //! | [`Client::bind`] | a prefix as a value of your own type, reloaded as it changes |
 //! | [`ClientError`] | may it be tried again, may it have happened: two answers |
 //!

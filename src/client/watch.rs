@@ -31,7 +31,7 @@ use crate::wire::etcdserverpb as pb;
 use crate::wire::etcdserverpb::watch_client::WatchClient;
 use crate::wire::etcdserverpb::watch_create_request::FilterType;
 use crate::wire::etcdserverpb::watch_request::RequestUnion;
-use crate::wire::{convert, event_from_wire};
+use crate::wire::{convert, event_from_wire, metadata as names};
 
 /// A stream on which nothing came for so long is asked whether it lives.
 const QUIET: Duration = Duration::from_secs(5);
@@ -43,6 +43,10 @@ const OPEN_MAX: Duration = Duration::from_secs(5);
 /// watches that lost the same member do not come back in one instant.
 const RECONNECT: BackoffOptions =
     BackoffOptions::exponential(Duration::from_millis(100), Duration::from_secs(2));
+/// How far apart two answers to progress requests have to be, with no event between
+/// them, to be believed of an etcd that may answer too early: its loop that brings
+/// watches up to date runs every 100 ms.
+const SETTLED: Duration = Duration::from_millis(300);
 /// The watch id of an answer that is about the whole stream.
 const WHOLE_STREAM: i64 = -1;
 
@@ -130,17 +134,52 @@ struct Link {
     heard: Instant,
     /// When the stream was asked whether it lives, if the answer is not there.
     probed: Option<Instant>,
-    /// The caller asked for progress and has no answer.
-    asked: bool,
-    /// What the answer to a progress request promised, nothing having come since.
-    promised: Option<Revision>,
+    progress: Progress,
     /// The member may have yet to reach the revision that the watch begins at,
     /// and answers for no progress until then.
     ahead: bool,
 }
 
+/// What answers to progress requests, which are about the whole stream, are worth.
+///
+/// Older versions of etcd may answer ahead of events that are under way. Where
+/// the server does not say that it never does, an answer counts when another came
+/// after a while, and no event between.
+#[derive(Debug, Default)]
+struct Progress {
+    is_exact: bool,
+    /// The caller asked and has no answer.
+    asked: bool,
+    promised: Option<(Revision, Instant)>,
+    /// When to ask again on behalf of the caller.
+    again: Option<Instant>,
+}
+
+impl Progress {
+    fn event_came(&mut self, now: Instant) {
+        self.promised = None;
+        self.again = (self.asked && !self.is_exact).then_some(now + SETTLED);
+    }
+
+    /// Takes an answer in. Gives up to where everything was surely sent.
+    fn answered(&mut self, at: Revision, now: Instant) -> Option<Revision> {
+        if self.is_exact {
+            return Some(at);
+        }
+        let sure = match self.promised {
+            Some((before, then)) if now >= then + SETTLED => Some(before),
+            Some(_) => return None,
+            None => None,
+        };
+        self.promised = Some((at, now));
+        self.again = (self.asked && sure.is_none()).then_some(now + SETTLED);
+        sure
+    }
+}
+
 /// The two sides of a stream, and the server's first words.
 struct Opened {
+    is_exact: bool,
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
     created: pb::WatchResponse,
@@ -173,11 +212,11 @@ impl Watch {
     /// is a batch without events. Nothing happens while there is no connection,
     /// or while such a request is on its way.
     ///
-    /// Versions of etcd before 3.4.25 and 3.5.8 may answer ahead of events that
-    /// they have yet to send.
+    /// From Mainstay the answer comes at once. From etcd it takes a moment longer,
+    /// because old versions of it answer ahead of events that they have yet to send.
     pub fn request_progress(&mut self) {
         if let LinkState::Up(link) = &mut self.link {
-            link.asked |= link.request_progress();
+            link.progress.asked |= link.request_progress();
         }
     }
 
@@ -243,28 +282,23 @@ impl Watch {
         let revision = last.kv.mod_revision;
         self.next = self.next.max(revision.next());
         if let LinkState::Up(link) = &mut self.link {
-            link.promised = None;
+            link.progress.event_came(Instant::now());
         }
         Ok(Some(WatchBatch { revision, events }))
     }
 
-    /// Takes a promise in that everything up to `at` was sent. One for this
-    /// watch holds. One for the whole stream is taken at its word by who asked,
-    /// but a resumption relies on it only after the next one, when nothing came
-    /// between: older versions of etcd answer ahead of what is under way.
+    /// Takes a promise in that everything up to `at` was sent.
     fn take_notice(&mut self, at: Revision, watch_id: i64) -> Option<WatchBatch> {
         let (wanted, sure) = match &mut self.link {
             LinkState::Up(link) if watch_id == WHOLE_STREAM => {
-                (std::mem::take(&mut link.asked), link.promised.replace(at))
+                let sure = link.progress.answered(at, Instant::now());
+                (sure.is_some() && std::mem::take(&mut link.progress.asked), sure)
             }
             _ => (self.options.progress_notify, Some(at)),
         };
-        if let Some(sure) = sure {
-            self.next = self.next.max(sure.next());
-        }
+        self.next = self.next.max(sure?.next());
         // A member that is behind may answer with less than is known already.
-        let revision = at.max(self.next.prev());
-        wanted.then(|| WatchBatch { revision, events: Vec::new() })
+        wanted.then(|| WatchBatch { revision: self.next.prev(), events: Vec::new() })
     }
 
     /// Makes sure that there is a connection with the watch on it.
@@ -299,7 +333,7 @@ impl Watch {
     }
 
     fn opened(&mut self, opened: Opened) -> Result<(), ClientError> {
-        let Opened { requests, responses, created } = opened;
+        let Opened { is_exact, requests, responses, created } = opened;
         if let LinkState::Opening { route, .. } = &self.link {
             self.client.calls.check(&created, route)?;
         }
@@ -317,8 +351,8 @@ impl Watch {
             self.next = at.next();
         }
         let (heard, ahead) = (Instant::now(), self.next > at.next());
-        let link =
-            Link { route, requests, responses, heard, probed: None, asked: false, promised: None, ahead };
+        let progress = Progress { is_exact, ..Progress::default() };
+        let link = Link { route, requests, responses, heard, probed: None, progress, ahead };
         self.link = LinkState::Up(Box::new(link));
         Ok(())
     }
@@ -384,7 +418,8 @@ impl Link {
     async fn message(&mut self) -> Result<pb::WatchResponse, ClientError> {
         let lost = |message: &str| ClientError::lost(message, false);
         loop {
-            let deadline = self.probed.map_or(self.heard + QUIET, |probed| probed + ANSWER_MAX);
+            let quiet = self.probed.map_or(self.heard + QUIET, |probed| probed + ANSWER_MAX);
+            let deadline = self.progress.again.map_or(quiet, |again| again.min(quiet));
             // What has come already is looked at first, however late that is.
             match timeout_at(deadline, self.responses.message()).await {
                 Ok(Ok(Some(response))) => {
@@ -393,6 +428,10 @@ impl Link {
                 }
                 Ok(Ok(None)) => return Err(lost("the server ended the stream")),
                 Ok(Err(status)) => return Err(ClientError::from_status(status, false)),
+                Err(_) if deadline < quiet => {
+                    self.progress.again = None;
+                    self.request_progress();
+                }
                 Err(_) if self.ahead => {
                     self.request_progress();
                     self.heard = Instant::now();
@@ -425,9 +464,11 @@ async fn open(
     requests.send(create).await.map_err(|_| lost("the stream ended"))?;
     let request = request.map(|()| ReceiverStream::new(outgoing));
     let opening = async {
-        let mut responses = client.watch(request).await.map_err(failed)?.into_inner();
+        let answer = client.watch(request).await.map_err(failed)?;
+        let is_exact = answer.metadata().contains_key(names::EXACT_PROGRESS);
+        let mut responses = answer.into_inner();
         let created = responses.message().await.map_err(failed)?.ok_or_else(|| lost("the stream ended"))?;
-        Ok(Opened { requests, responses, created })
+        Ok(Opened { is_exact, requests, responses, created })
     };
     timeout(OPEN_MAX, opening).await.unwrap_or_else(|_| Err(lost("the server does not answer")))
 }
@@ -475,6 +516,20 @@ mod tests {
         assert_eq!(watch.resume_revision(), Revision(31));
         watch.take(response(12, &[])).expect("a notice");
         assert_eq!(watch.resume_revision(), Revision(31));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_early_answer_about_progress_is_not_believed() {
+        let mut old = Progress { asked: true, ..Progress::default() };
+        let start = Instant::now();
+        assert_eq!(old.answered(Revision(9), start), None);
+        assert_eq!(old.again, Some(start + SETTLED), "it asks again by itself");
+        assert_eq!(old.answered(Revision(10), start + SETTLED / 2), None, "too soon to tell");
+        old.event_came(start + SETTLED);
+        assert_eq!(old.answered(Revision(10), start + SETTLED * 2), None, "the first was too early");
+        assert_eq!(old.answered(Revision(12), start + SETTLED * 3), Some(Revision(10)));
+        let mut exact = Progress { is_exact: true, ..Progress::default() };
+        assert_eq!(exact.answered(Revision(9), start), Some(Revision(9)));
     }
 
     #[tokio::test]

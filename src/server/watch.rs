@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::codegen::{Body, Service, StdError, http};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Status, Streaming};
 
 use crate::node::{Node, NodeError};
@@ -30,7 +31,7 @@ use crate::wire::convert::watch_range;
 use crate::wire::etcdserverpb::watch_create_request::FilterType;
 use crate::wire::etcdserverpb::watch_request::RequestUnion;
 use crate::wire::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
-use crate::wire::mvccpb;
+use crate::wire::{metadata as names, mvccpb};
 
 /// What the operator may tune of the service.
 #[derive(Clone, Debug)]
@@ -131,7 +132,9 @@ impl tonic::server::StreamingService<WatchRequest> for WatchMethod {
             let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
             let requests = request.into_inner().boxed();
             let session = Session::new(surroundings, requests, wants_leader)?;
-            Ok(tonic::Response::new(session.into_stream().boxed()))
+            let mut response = tonic::Response::new(session.into_stream().boxed());
+            response.metadata_mut().insert(names::EXACT_PROGRESS, AsciiMetadataValue::from_static("true"));
+            Ok(response)
         })
     }
 }

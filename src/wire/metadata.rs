@@ -15,3 +15,6 @@ pub const MEMBER_KIND: &str = "mainstay-member-kind";
 pub const MEMBER_KIND_OBSERVER: &str = "observer";
 /// etcd's: abort a stream while there is no leader. Its value is `true`.
 pub const REQUIRE_LEADER: &str = "hasleader";
+/// On the answer that opens a watch: an answer to a progress request comes after
+/// all events up to its revision. etcd before 3.4.25 and 3.5.8 does not keep that.
+pub const EXACT_PROGRESS: &str = "mainstay-exact-progress";

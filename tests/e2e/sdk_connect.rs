@@ -11,6 +11,7 @@ use mainstay::client::{
 use crate::checks::*;
 use crate::cluster::{Cluster, Spec, on_cluster, on_own_cluster};
 use crate::process::free_port;
+use crate::target::mainstay_binary;
 
 const EVENTUAL: Consistency = Consistency::Eventual;
 
@@ -184,6 +185,11 @@ fn a_directory_that_cannot_be_used_says_why() {
         let error = connect_error(open(cached(dir.path(), "a/")).await);
         assert!(matches!(&error, ClientError::Cache(CacheError::InUse { .. })), "{error:?}");
         assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+        let mut other = tokio::process::Command::new(mainstay_binary());
+        other.args(["get", "a/x", "--consistency", "eventual", "--endpoints", &c.endpoints().join(",")]);
+        let output = other.arg("--cache-dir").arg(dir.path()).output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("is in use"), "another process: {said}");
         let memory = CacheOptions { on_trouble: OnTrouble::MemoryOnly, ..cached(dir.path(), "a/") };
         let second = open(memory).await.unwrap();
         live(&second).await;

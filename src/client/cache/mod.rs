@@ -12,8 +12,8 @@
 //! checksum is right, and, in a watched prefix, when the index names its revision.
 //!
 //! The proof of a watched prefix relies on the server: an answer to a progress
-//! request comes after all events up to its revision. etcd before 3.4.25 and 3.5.8
-//! could break that.
+//! request comes after all events up to its revision. [`Watch`](super::Watch) sees
+//! to it that this also holds of versions of etcd that answer too early.
 
 mod adaptive;
 mod answer;
