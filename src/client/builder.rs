@@ -162,24 +162,30 @@ impl ClientBuilder {
         };
         let met = client.meet(first_wait).await;
         if let Err(error) = &met
-            && (options.dir.is_none()
-                || !error.may_retry()
-                || matches!(error, ClientError::WrongCluster { .. }))
+            && (options.dir.is_none() || !is_absence(error))
         {
-            return Err(met.err().unwrap_or(ClientError::NoEndpoints));
+            return met.map(|()| client);
         }
         let cache = Cache::open(&client, options, client.cluster_id()).await?;
         if let Err(error) = met {
-            if let Some(id) = cache.cluster_id().filter(|_| cache.has_content()) {
-                client.calls.pin(id);
-                tracing::warn!(%error, "no member answers; starting offline with what the cache on disk has");
-            } else {
-                client.meet(self.connect_timeout.saturating_sub(first_wait)).await?;
+            let left = self.connect_timeout.saturating_sub(first_wait);
+            match cache.cluster_id().filter(|_| cache.has_content()) {
+                Some(id) => {
+                    client.calls.pin(id);
+                    tracing::warn!(%error, "no member answers; starting offline with what the cache on disk has");
+                }
+                None if left.is_zero() => return Err(error),
+                None => client.meet(left).await?,
             }
         }
         client.cache = Some(cache);
         Ok(client)
     }
+}
+
+/// Whether nobody was there, as against somebody who should not be.
+fn is_absence(error: &ClientError) -> bool {
+    error.may_retry() && !matches!(error, ClientError::WrongCluster { .. })
 }
 
 impl Client {
