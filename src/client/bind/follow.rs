@@ -243,8 +243,8 @@ where
     }
 
     fn on_update(&mut self, update: MirrorUpdate) {
+        let was_stale = self.told.borrow().is_stale;
         self.take_in(update);
-        let was_stale = self.told.send_if_modified(|status| std::mem::take(&mut status.is_stale));
         if was_stale {
             tracing::info!(prefix = self.reader.place.start, "a binding that began offline is current again");
         }
@@ -256,6 +256,7 @@ where
         let changed = take(&mut self.kvs, update);
         if !changed && !could_not_read {
             self.told.send_modify(|status| {
+                status.is_stale = false;
                 status.known = status.known.max(revision);
                 if status.problem.is_none() {
                     status.loaded = status.known;
@@ -276,6 +277,7 @@ where
         let mut was_bad = false;
         self.told.send_modify(|status| {
             was_bad = status.problem.take().is_some();
+            status.is_stale = false;
             status.known = revision;
             status.loaded = revision;
             status.loads += 1;
@@ -296,6 +298,7 @@ where
             if status.problem.is_none() {
                 metrics::gauge!(telemetry::CLIENT_BINDINGS_BEHIND).increment(1.0);
             }
+            status.is_stale = false;
             status.known = revision;
             status.refusals += 1;
             status.problem = Some(problem);
