@@ -1,5 +1,4 @@
-//! The task of a subscription: from its source, through the filter, into the
-//! queue.
+//! Feeds a subscription: from its source, through the filter, into the queue.
 //!
 //! While the queue has no room the source is not asked, so that the server
 //! holds back. For longer than [`PATIENCE`] its watch is closed, because what
@@ -12,8 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use super::Filter;
 use super::feeds::Source;
-use super::queue::{Made, Unit};
-use super::subscription::Shared;
+use super::queue::Unit;
+use super::subscription::{Shared, count};
 use crate::client::{MirrorUpdate, WatchBatch};
 use crate::telemetry;
 use crate::types::{Event, EventKind, KeyValue, Revision, Space};
@@ -60,7 +59,7 @@ impl Feeder {
         tracing::debug!(%revision, keys = events.len(), "a subscription got a snapshot");
         metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_SNAPSHOTS).increment(1);
         self.received(revision, kvs.len() - events.len());
-        self.shared.feed(|state| state.stats.snapshots += 1);
+        self.shared.note(|state| state.stats.snapshots += 1);
         while let Some(back) = self.shared.feed(|state| state.queue.offer_snapshot(revision, events, since)) {
             events = back;
             self.wait_for_room().await;
@@ -73,33 +72,30 @@ impl Feeder {
         let new = || batch.events.iter().filter(|event| event.kv.mod_revision > known);
         let events: Vec<&Event> = new().filter(|event| self.filter.matches(event)).collect();
         self.received(batch.revision, new().count() - events.len());
-        for events in events.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision) {
-            let revision = events[0].kv.mod_revision;
-            let events = events.iter().copied().cloned().collect();
-            let mut unit = Unit { revision, events, since };
-            while let Some(back) = self.offer(unit) {
-                unit = back;
-                self.wait_for_room().await;
-            }
-        }
-        self.shared.feed(|state| state.queue.advance(batch.revision));
-    }
-
-    fn offer(&self, unit: Unit) -> Option<Unit> {
-        let (Made { merged, dropped }, back) = self.shared.feed(|state| {
-            let (made, back) = state.queue.offer(unit);
-            state.stats.merged += made.merged;
-            state.stats.dropped += made.dropped;
-            (made, back)
+        let mut units = events.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision).map(|events| Unit {
+            revision: events[0].kv.mod_revision,
+            events: events.iter().copied().cloned().collect(),
+            since,
         });
-        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_MERGED).increment(merged);
-        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_DROPPED).increment(dropped);
-        back
+        let mut waiting = units.next();
+        while let Some(unit) = self.shared.feed(|state| {
+            while let Some(unit) = waiting.take() {
+                if let Some(back) = state.offer(unit) {
+                    return Some(back);
+                }
+                waiting = units.next();
+            }
+            state.queue.advance(batch.revision);
+            None
+        }) {
+            waiting = Some(unit);
+            self.wait_for_room().await;
+        }
     }
 
     fn received(&mut self, revision: Revision, filtered_out: usize) {
-        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_FILTERED).increment(filtered_out as u64);
-        self.shared.feed(|state| {
+        count(telemetry::CLIENT_SUBSCRIPTION_FILTERED, filtered_out as u64);
+        self.shared.note(|state| {
             state.stats.filtered_out += filtered_out as u64;
             state.stats.received_revision = revision;
         });
@@ -108,9 +104,11 @@ impl Feeder {
 
     fn count_resumes(&mut self) {
         let resumes = self.source.resumes();
-        metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_RESUMES).increment(resumes - self.resumes);
-        self.resumes = resumes;
-        self.shared.feed(|state| state.stats.resumes = resumes);
+        if resumes > self.resumes {
+            count(telemetry::CLIENT_SUBSCRIPTION_RESUMES, resumes - self.resumes);
+            self.resumes = resumes;
+            self.shared.note(|state| state.stats.resumes = resumes);
+        }
     }
 
     async fn wait_for_room(&mut self) {

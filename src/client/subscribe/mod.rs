@@ -16,6 +16,7 @@ mod glob;
 mod queue;
 mod subscription;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(super) use feeds::Feeds;
@@ -23,6 +24,7 @@ pub use filter::{Filter, FilterError};
 pub use subscription::{Delivery, Subscription, SubscriptionHandle, SubscriptionStats};
 
 use feeds::{Source, Wanted};
+use subscription::{Begun, Shared};
 
 use super::call::Call;
 use super::{Client, ClientError, GetOptions};
@@ -268,6 +270,10 @@ impl SubscribeBuilder {
     /// that no key can match; [`ClientError::Unsupported`] for a start by time
     /// with etcd; others as in [`ClientError`].
     pub async fn open(self) -> Result<Subscription, ClientError> {
+        Ok(Subscription::start(self.begin().await?))
+    }
+
+    async fn begin(self) -> Result<Begun<impl Future<Output = ()> + Send + 'static>, ClientError> {
         let SubscribeBuilder { client, filter, options } = self;
         options.check()?;
         let nothing =
@@ -280,7 +286,9 @@ impl SubscribeBuilder {
         let known = known_revision(&client, &range, options.start).await?;
         let wanted = Wanted { range, prev_kv: options.prev_kv, kinds: (puts, deletes) };
         let source = Source::new(client, wanted, known, options.start == Start::Now);
-        Ok(Subscription::start(source, filter, options))
+        let shared = Arc::new(Shared::new(&options));
+        let feed = feed::run(source, filter, shared.clone());
+        Ok(Begun { feed, shared, options })
     }
 
     /// Opens the subscription and calls `callback` with each batch, one after
@@ -294,7 +302,7 @@ impl SubscribeBuilder {
         F: FnMut(Batch) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        Ok(Delivery::start(self.open().await?, callback))
+        Ok(Delivery::start(self.begin().await?, callback))
     }
 }
 

@@ -6,7 +6,7 @@
 //! comes in when nothing else is queued, and nothing comes in while it lasts.
 //! It has no bound of its own, because it was in memory before it came here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -24,13 +24,16 @@ pub(super) struct Unit {
     pub since: Instant,
 }
 
-/// Invariants: `len` is the number of events in `units`; `places` has the
-/// revision of each queued key, when changes are merged.
+/// Invariants: `units` is in the order of revisions, and its first is not empty;
+/// `len` is the number of events in it; `places` has the revision of each queued
+/// key, when changes are merged.
 #[derive(Debug)]
 pub(super) struct Queue {
     capacity: usize,
     overflow: Overflow,
-    units: BTreeMap<Revision, Unit>,
+    units: VecDeque<Unit>,
+    /// How many units merging has left without events.
+    hollow: usize,
     len: usize,
     places: HashMap<Bytes, Revision>,
     snapshot: Option<Snapshot>,
@@ -63,7 +66,8 @@ impl Queue {
         Queue {
             capacity,
             overflow,
-            units: BTreeMap::new(),
+            units: VecDeque::new(),
+            hollow: 0,
             len: 0,
             places: HashMap::new(),
             snapshot: None,
@@ -101,7 +105,7 @@ impl Queue {
         }
         self.len += unit.events.len();
         self.seen = self.seen.max(unit.revision);
-        self.units.insert(unit.revision, unit);
+        self.units.push_back(unit);
         (made, None)
     }
 
@@ -141,15 +145,11 @@ impl Queue {
             (self.merged, self.dropped) = (0, 0);
             return Some(Batch { revision, events, snapshot: Some(part), merged, dropped });
         }
-        let mut events = Vec::new();
-        let mut revision = Revision(0);
+        let Unit { mut revision, mut events, .. } = self.pop()?;
         while events.len() < events_max {
             let Some(unit) = self.pop() else { break };
             revision = unit.revision;
             events.extend(unit.events);
-        }
-        if events.is_empty() {
-            return None;
         }
         if self.len == 0 {
             revision = revision.max(self.seen);
@@ -170,12 +170,13 @@ impl Queue {
 
     /// When what has waited longest came from the server.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        let unit = self.units.first_key_value().map(|(_, unit)| unit.since);
+        let unit = self.units.front().map(|unit| unit.since);
         self.snapshot.as_ref().map(|snapshot| snapshot.since).or(unit)
     }
 
     fn pop(&mut self) -> Option<Unit> {
-        let (_, unit) = self.units.pop_first()?;
+        let unit = self.units.pop_front()?;
+        self.drop_hollow_front();
         self.len -= unit.events.len();
         if self.overflow == Overflow::CoalescePerKey {
             for event in &unit.events {
@@ -190,16 +191,27 @@ impl Queue {
         let mut merged = 0;
         for event in &unit.events {
             let Some(place) = self.places.remove(&event.kv.key) else { continue };
-            let Some(older) = self.units.get_mut(&place) else { continue };
-            let before = older.events.len();
-            older.events.retain(|queued| queued.kv.key != event.kv.key);
-            merged += before - older.events.len();
-            if older.events.is_empty() {
-                self.units.remove(&place);
-            }
+            let Ok(place) = self.units.binary_search_by_key(&place, |unit| unit.revision) else { continue };
+            let older = &mut self.units[place].events;
+            let before = older.len();
+            older.retain(|queued| queued.kv.key != event.kv.key);
+            merged += before - older.len();
+            self.hollow += usize::from(older.is_empty());
         }
         self.len -= merged;
+        self.drop_hollow_front();
+        if self.hollow > self.units.len() / 2 {
+            self.units.retain(|unit| !unit.events.is_empty());
+            self.hollow = 0;
+        }
         merged as u64
+    }
+
+    fn drop_hollow_front(&mut self) {
+        while self.units.front().is_some_and(|unit| unit.events.is_empty()) {
+            self.units.pop_front();
+            self.hollow -= 1;
+        }
     }
 }
 

@@ -5,19 +5,19 @@
 //! held for moving events only, and wake each other.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{AbortHandle, Either, abortable, select};
 use futures_util::{FutureExt, Stream, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::feed;
-use super::feeds::Source;
-use super::queue::Queue;
-use super::{Batch, Filter, SubscribeOptions};
+use super::queue::{Made, Queue, Unit};
+use super::{Batch, SubscribeOptions};
 use crate::client::ClientError;
 use crate::telemetry;
 use crate::types::Revision;
@@ -51,6 +51,14 @@ pub struct SubscriptionStats {
     pub lag: Duration,
     /// Whether it is paused.
     pub paused: bool,
+}
+
+/// A subscription that nobody runs yet.
+pub(super) struct Begun<F> {
+    /// Fills the queue in `shared` until the source ends.
+    pub(super) feed: F,
+    pub(super) shared: Arc<Shared>,
+    pub(super) options: SubscribeOptions,
 }
 
 /// What the feeding task and the owner share.
@@ -102,9 +110,30 @@ impl Shared {
         made
     }
 
+    /// Changes what is only told, not handed out.
+    pub(super) fn note(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock());
+    }
+
     /// Waits until something was taken out.
     pub(super) async fn room(&self) {
         self.room.notified().await;
+    }
+
+    /// Waits for the next batch: see [`Subscription::next`].
+    async fn next(&self, options: &SubscribeOptions) -> Option<Result<Batch, ClientError>> {
+        loop {
+            let wait = match self.find(options) {
+                Found::Batch(batch) => return Some(Ok(batch)),
+                Found::Ended(error) => return error.map(Err),
+                Found::Wait(until) => until,
+            };
+            let ready = self.ready.notified();
+            match wait {
+                None => ready.await,
+                Some(until) => drop(tokio::time::timeout_at(until, ready).await),
+            }
+        }
     }
 
     /// Nothing more will come; what is queued still goes out.
@@ -155,6 +184,16 @@ impl Drop for Shared {
 }
 
 impl State {
+    /// Queues the changes of a revision, or gives them back: see [`Queue::offer`].
+    pub(super) fn offer(&mut self, unit: Unit) -> Option<Unit> {
+        let (Made { merged, dropped }, back) = self.queue.offer(unit);
+        self.stats.merged += merged;
+        self.stats.dropped += dropped;
+        count(telemetry::CLIENT_SUBSCRIPTION_MERGED, merged);
+        count(telemetry::CLIENT_SUBSCRIPTION_DROPPED, dropped);
+        back
+    }
+
     fn handed_out(&mut self, batch: &Batch) {
         let events = batch.events.len() as u64;
         self.stats.batches += 1;
@@ -167,36 +206,33 @@ impl State {
     }
 }
 
+/// Looking a metric up costs more than a change does, and most changes add nothing to most of them.
+pub(super) fn count(metric: &'static str, more: u64) {
+    if more > 0 {
+        metrics::counter!(metric).increment(more);
+    }
+}
+
 /// Changes that match a filter. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Subscription {
     shared: Arc<Shared>,
     options: SubscribeOptions,
-    feed: JoinHandle<()>,
+    feed: AbortHandle,
 }
 
 impl Subscription {
-    pub(super) fn start(source: Source, filter: Filter, options: SubscribeOptions) -> Subscription {
-        let shared = Arc::new(Shared::new(&options));
-        let feed = tokio::spawn(feed::run(source, filter, shared.clone()));
+    pub(super) fn start(begun: Begun<impl Future<Output = ()> + Send + 'static>) -> Subscription {
+        let Begun { feed, shared, options } = begun;
+        let (run, feed) = abortable(feed);
+        tokio::spawn(run);
         Subscription { shared, options, feed }
     }
 
     /// Waits for the next batch. An error is the last thing that comes before
     /// the end, which is `None`. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Batch, ClientError>> {
-        loop {
-            let wait = match self.shared.find(&self.options) {
-                Found::Batch(batch) => return Some(Ok(batch)),
-                Found::Ended(error) => return error.map(Err),
-                Found::Wait(until) => until,
-            };
-            let ready = self.shared.ready.notified();
-            match wait {
-                None => ready.await,
-                Some(until) => drop(tokio::time::timeout_at(until, ready).await),
-            }
-        }
+        self.shared.next(&self.options).await
     }
 
     /// The subscription as a stream.
@@ -214,7 +250,7 @@ impl Subscription {
 
     /// A handle that pauses it, ends it and tells its numbers from elsewhere.
     pub fn handle(&self) -> SubscriptionHandle {
-        SubscriptionHandle { shared: self.shared.clone(), feed: self.feed.abort_handle() }
+        SubscriptionHandle { shared: self.shared.clone(), feed: self.feed.clone() }
     }
 }
 
@@ -267,26 +303,26 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn start<F, R>(mut subscription: Subscription, mut callback: F) -> Delivery
+    /// One task fills the queue and empties it, so that a change wakes one; it goes on filling while
+    /// the callback waits.
+    pub(super) fn start<F, R>(
+        begun: Begun<impl Future<Output = ()> + Send + 'static>,
+        callback: F,
+    ) -> Delivery
     where
         F: FnMut(Batch) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        let handle = subscription.handle();
-        let shared = subscription.shared.clone();
+        let Begun { feed, shared, options } = begun;
+        let (run, feed) = abortable(feed);
+        let handle = SubscriptionHandle { shared: shared.clone(), feed };
         let task = tokio::spawn(async move {
-            while let Some(batch) = subscription.next().await {
-                let batch = batch?;
-                let revision = batch.revision;
-                // The call itself may panic as well as the future that it returns.
-                let called = AssertUnwindSafe(async { callback(batch).await });
-                if called.catch_unwind().await.is_err() {
-                    tracing::error!(%revision, "a subscription's callback panicked; it goes on with the next batch");
-                    metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_PANICS).increment(1);
-                    shared.state.lock().stats.panics += 1;
-                }
+            let run = pin!(run);
+            let deliver = pin!(deliver(&shared, &options, callback));
+            match select(run, deliver).await {
+                Either::Left((_, deliver)) => deliver.await,
+                Either::Right((ended, _)) => ended,
             }
-            Ok(())
         });
         Delivery { handle, task }
     }
@@ -305,6 +341,29 @@ impl Delivery {
         // The task catches the callback's panics and is aborted only on drop.
         (&mut self.task).await.unwrap_or(Ok(()))
     }
+}
+
+async fn deliver<F, R>(
+    shared: &Shared,
+    options: &SubscribeOptions,
+    mut callback: F,
+) -> Result<(), ClientError>
+where
+    F: FnMut(Batch) -> R,
+    R: Future<Output = ()>,
+{
+    while let Some(batch) = shared.next(options).await {
+        let batch = batch?;
+        let revision = batch.revision;
+        // The call itself may panic as well as the future that it returns.
+        let called = AssertUnwindSafe(async { callback(batch).await });
+        if called.catch_unwind().await.is_err() {
+            tracing::error!(%revision, "a subscription's callback panicked; it goes on with the next batch");
+            metrics::counter!(telemetry::CLIENT_SUBSCRIPTION_PANICS).increment(1);
+            shared.note(|state| state.stats.panics += 1);
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Delivery {

@@ -12,9 +12,13 @@ use crate::types::{Event, EventKind, KeyValue, LeaseId, Space};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn subscription(options: SubscribeOptions) -> Subscription {
+fn begun(options: SubscribeOptions) -> Begun<impl Future<Output = ()> + Send + 'static> {
     let shared = Arc::new(Shared::new(&options));
-    Subscription { shared, options, feed: tokio::spawn(std::future::pending()) }
+    Begun { feed: std::future::pending(), shared, options }
+}
+
+fn subscription(options: SubscribeOptions) -> Subscription {
+    Subscription::start(begun(options))
 }
 
 fn change(shared: &Shared, revision: i64) {
@@ -114,10 +118,10 @@ async fn an_error_comes_after_what_is_queued_and_is_the_last() {
 #[tokio::test(start_paused = true)]
 async fn a_callback_that_panics_is_called_again() {
     let options = SubscribeOptions { batch_events_max: 1, ..Default::default() };
-    let subscription = subscription(options);
-    let (shared, calls) = (subscription.shared.clone(), Arc::new(AtomicU64::new(0)));
+    let begun = begun(options);
+    let (shared, calls) = (begun.shared.clone(), Arc::new(AtomicU64::new(0)));
     let counted = calls.clone();
-    let delivery = Delivery::start(subscription, move |batch| {
+    let delivery = Delivery::start(begun, move |batch| {
         counted.fetch_add(1, Ordering::Relaxed);
         assert_ne!(batch.revision, Revision(2), "a panic of the call itself");
         async move { assert_ne!(batch.revision, Revision(3), "a panic of its future") }
@@ -131,6 +135,27 @@ async fn a_callback_that_panics_is_called_again() {
     assert!(delivery.ended().await.is_ok());
     let stats = handle.stats();
     assert_eq!((stats.panics, stats.delivered), (2, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_goes_on_filling_while_the_callback_waits() {
+    let options = SubscribeOptions::default();
+    let shared = Arc::new(Shared::new(&options));
+    let fed = shared.clone();
+    let feed = async move {
+        for revision in 2..=5 {
+            change(&fed, revision);
+            tokio::time::sleep(SECOND).await;
+        }
+    };
+    let delivery = Delivery::start(Begun { feed, shared, options }, |_| tokio::time::sleep(100 * SECOND));
+    tokio::time::sleep(10 * SECOND).await;
+    let stats = delivery.handle().stats();
+    assert_eq!((stats.delivered, stats.queued), (1, 3));
+    delivery.handle().cancel();
+    let began = Instant::now();
+    assert!(delivery.ended().await.is_ok());
+    assert_eq!(began.elapsed(), 190 * SECOND, "what was queued is delivered, and its callbacks awaited");
 }
 
 #[tokio::test(start_paused = true)]
