@@ -13,9 +13,9 @@
 //! Of each: where it stands and what is broken; which workload and fault show it;
 //! which claim it breaks.
 //!
-//! - **`log-not-synced`** `storage/log/rocks.rs`: entries are written and not synced. *Shown by* set,
+//! - **`log-not-synced`** `storage/log/segments.rs`: entries are written and not synced. *Shown by* set,
 //!   register × power failure of all, or of a majority. *Breaks:* no acknowledged write is lost.
-//! - **`vote-not-synced`** `storage/log/rocks.rs`: a vote stays in memory, outside the write-ahead log.
+//! - **`vote-not-synced`** `storage/log/segments.rs`: a vote stays in memory and is not written.
 //!   *Shown by* register × power failure or kill of all. *Breaks:* linearizability, every write has a
 //!   revision of its own, writes flow after healing: terms begin anew below the log's.
 //! - **`read-without-read-index`** `node/read.rs`: a linearizable read is answered from the local view.

@@ -7,7 +7,7 @@
 //! is flipped back at the end. It must not crash, and what it serves is for the
 //! judges. Seen to have taken effect: the file differs, and what the node then did.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -155,25 +155,39 @@ fn check_refusal(context: &Context, host: &Host, log_from: u64) {
 struct Flip {
     file: PathBuf,
     at: u64,
-    flipped: u8,
     bit: u8,
+    /// The bytes around it after that, to know it again by.
+    around: Vec<u8>,
 }
 
+/// As many bytes on either side are remembered.
+const AROUND: u64 = 16;
+
 impl Flip {
-    /// Flips the bit back, if the file is still there and still has it.
+    /// Flips the bit back, if the file is still there and nobody has written over it.
     fn undo(&self) -> anyhow::Result<()> {
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&self.file) else { return Ok(()) };
-        let mut byte = [0];
-        if file.read_exact_at(&mut byte, self.at).is_ok() && byte[0] == self.flipped {
-            file.write_all_at(&[self.flipped ^ self.bit], self.at)?;
+        if around(&file, self.at)? == self.around {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, self.at)?;
+            file.write_all_at(&[byte[0] ^ self.bit], self.at)?;
         }
         Ok(())
     }
 }
 
+/// The bytes around an offset, as far as there are any.
+fn around(file: &File, at: u64) -> anyhow::Result<Vec<u8>> {
+    let start = at.saturating_sub(AROUND);
+    let end = file.metadata()?.len().min(at + AROUND + 1);
+    let mut bytes = vec![0; end.saturating_sub(start) as usize];
+    file.read_exact_at(&mut bytes, start)?;
+    Ok(bytes)
+}
+
 /// Flips one bit in one file of the log or of the state.
 fn flip(data: &Path, rng: &mut StdRng) -> anyhow::Result<(String, Option<Flip>)> {
-    let places = [("raft", "log"), ("raft", "sst"), ("state", "sst")];
+    let places = [("raft", "log"), ("state", "sst")];
     let first = rng.random_range(0..places.len());
     let picked = (0..places.len()).find_map(|turn| {
         let (room, ending) = places[(first + turn) % places.len()];
@@ -182,16 +196,17 @@ fn flip(data: &Path, rng: &mut StdRng) -> anyhow::Result<(String, Option<Flip>)>
     });
     let files = picked.with_context(|| format!("there is nothing to damage below {}", data.display()))?;
     let path = files[rng.random_range(0..files.len())].clone();
-    let at = rng.random_range(0..fs::metadata(&path)?.len());
+    // Not in the zeros behind the end of the log, where nothing would notice.
+    let content = fs::read(&path)?;
+    let end = content.iter().rposition(|byte| *byte != 0).context("there is nothing in it")?;
+    let at = rng.random_range(0..=end as u64);
     let bit = 1 << rng.random_range(0..8);
     let file = OpenOptions::new().read(true).write(true).open(&path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    let flipped = byte[0] ^ bit;
-    file.write_all_at(&[flipped], at)?;
+    file.write_all_at(&[content[at as usize] ^ bit], at)?;
     file.sync_all()?;
     let shown = path.strip_prefix(data)?.display().to_string();
-    Ok((format!("a bit flipped in byte {at} of {shown}"), Some(Flip { file: path, at, flipped, bit })))
+    let around = around(&file, at)?;
+    Ok((format!("a bit flipped in byte {at} of {shown}"), Some(Flip { file: path, at, bit, around })))
 }
 
 /// Every file below a directory with this ending that is not empty, by name.
@@ -214,26 +229,38 @@ fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
 
 // ---- a torn tail ----
 
-/// The newest file of the log's write-ahead log ends where it should not: behind
-/// its last record is the beginning of one that was never acknowledged, as a
-/// crash leaves it; or the last bytes that were synced are gone, as no crash
-/// leaves it.
+/// The newest file of the log ends where it should not: behind its last frame is
+/// the beginning of one that was never acknowledged, as a crash leaves it; or the
+/// last bytes that were synced are gone, as no crash leaves it.
 fn tear(data: &Path, rng: &mut StdRng) -> anyhow::Result<(String, Option<Flip>)> {
     let raft = data.join("raft");
     let newest =
         files(&raft, "log").pop().with_context(|| format!("there is no log in {}", raft.display()))?;
-    let before = fs::metadata(&newest)?.len();
+    let content = fs::read(&newest)?;
+    let end = end_of_frames(&content);
     let file = OpenOptions::new().write(true).open(&newest)?;
     let cut = rng.random_bool(0.5);
-    let bytes = rng.random_range(1..=64).min(before);
+    let bytes = rng.random_range(1..=64);
     if cut {
-        file.set_len(before - bytes)?;
+        file.set_len(end.saturating_sub(bytes))?;
     } else {
-        let garbage: Vec<u8> = (0..bytes).map(|_| rng.random()).collect();
-        file.write_all_at(&garbage, before)?;
+        let garbage: Vec<u8> = (0..bytes).map(|_| rng.random_range(1..=255)).collect();
+        file.write_all_at(&garbage, end)?;
     }
     file.sync_all()?;
-    ensure!(fs::metadata(&newest)?.len() != before, "the log is as long as before");
+    ensure!(fs::read(&newest)? != content, "the log is as it was before");
     let done = if cut { "are missing at the end of" } else { "of a record that is not whole follow" };
     Ok((format!("{bytes} bytes {done} the log"), None))
+}
+
+/// Where the last frame of a segment ends: each says its length in its header, and zeros follow the last.
+fn end_of_frames(content: &[u8]) -> u64 {
+    let mut at = 32;
+    while let Some(header) = content.get(at..at + 32)
+        && header.iter().any(|byte| *byte != 0)
+    {
+        let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        at += (32 + length as usize).next_multiple_of(8);
+    }
+    at as u64
 }

@@ -22,7 +22,7 @@ use crate::raft::{
     EntryPayload, LogId, LogStore, LogStoreOptions, Membership, StoredMembership, Vote, record,
 };
 use crate::storage::layout::LogPosition;
-use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
+use crate::storage::log::{LogEngine, SegmentLog, SegmentLogOptions};
 use crate::storage::{DataDir, DataDirOptions, Standing, StateDb, StateOptions, StorageError, archive};
 use crate::types::{ClusterId, Member, MemberKind, NodeId, Revision};
 
@@ -280,7 +280,7 @@ async fn seed(
 fn open_log(path: &Path, env: &EnvRef) -> Result<Arc<dyn LogEngine>, NodeError> {
     // Nothing else runs here: the failed call itself tells of the error.
     let hook = Arc::new(|error: &StorageError| tracing::error!(%error, "the log cannot be written"));
-    Ok(Arc::new(RocksLog::open(path, &RocksLogOptions::default(), env.clone(), hook).map_err(refused)?))
+    Ok(Arc::new(SegmentLog::open(path, &SegmentLogOptions::default(), env.clone(), hook).map_err(refused)?))
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -34,7 +34,7 @@ use crate::raft::{
     Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
     ReplayLimits, SnapshotTimeouts, StartParts, Transport,
 };
-use crate::storage::log::{LogEngine, RocksLog, RocksLogOptions};
+use crate::storage::log::{LogEngine, SegmentLog, SegmentLogOptions};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{CacheCounts, DataDir, DataDirOptions, Standing, StateDb, StorageError};
 use crate::types::RevisionEvents;
@@ -284,8 +284,8 @@ async fn open(parts: &NodeParts, data_dir: &Arc<DataDir>, place: Place) -> Resul
         let engine: Arc<dyn LogEngine> = match given {
             Some(engine) => engine,
             None => {
-                let (path, log_options) = (data_dir.raft_path(), RocksLogOptions::default());
-                Arc::new(RocksLog::open(&path, &log_options, env, hook)?)
+                let (path, log_options) = (data_dir.raft_path(), SegmentLogOptions::default());
+                Arc::new(SegmentLog::open(&path, &log_options, env, hook)?)
             }
         };
         let applied_index = (applied.index > 0).then_some(applied.index);

@@ -14,7 +14,7 @@ use super::*;
 use crate::env::{EnvRef, SystemEnv};
 use crate::machine::Machine;
 use crate::mvcc::{self, Published};
-use crate::storage::log::{RocksLog, RocksLogOptions};
+use crate::storage::log::{SegmentLog, SegmentLogOptions};
 use crate::storage::snapshot::{SnapshotStore, StoredSnapshot};
 use crate::storage::{DataDir, DataDirOptions, StateDb, StateOptions, StorageError, codec};
 use crate::types::{Command, KeyRange, LeaseId, Member, NodeId, Operation, Put, RangeQuery, Reply, Space};
@@ -236,9 +236,9 @@ impl Cluster {
         let db = StateDb::open(&dir.state_path(), &StateOptions::default()).unwrap();
         let machine = Machine::open(db.clone()).unwrap();
         let published = machine.published();
-        let log = RocksLog::open(
+        let log = SegmentLog::open(
             &dir.raft_path(),
-            &RocksLogOptions::default(),
+            &SegmentLogOptions::default(),
             env.clone(),
             Arc::new(|error: &StorageError| panic!("the log failed: {error}")),
         );

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 
 use super::StorageError;
 use super::identity::{Identity, Standing, replace_file, sync_dir};
+use super::log::is_log;
 use crate::env::EnvRef;
 
 const IDENTITY: &str = "IDENTITY";
@@ -340,13 +341,14 @@ fn check_is_whole(path: &Path, identity: &Identity) -> Result<(), StorageError> 
     let Standing::Member { cluster, node } = identity.standing else {
         return Ok(());
     };
-    for needed in [path.join(RAFT).join("CURRENT"), path.join(STATE).join(CURRENT)] {
-        if !needed.exists() {
+    let (raft, state) = (path.join(RAFT), path.join(STATE).join(CURRENT));
+    let log = format!("the log in {}", raft.display());
+    for (needed, is_there) in [(log, is_log(&raft)), (state.display().to_string(), state.exists())] {
+        if !is_there {
             return Err(StorageError::Refused(format!(
-                "{} is missing: the data directory was of node {node:x} in cluster {cluster:x} and has lost \
+                "{needed} is missing: the data directory was of node {node:x} in cluster {cluster:x} and has lost \
                  what that node has acknowledged; restore it, or remove the member and let it join again \
-                 with an empty data directory",
-                needed.display()
+                 with an empty data directory"
             )));
         }
     }
@@ -519,13 +521,14 @@ mod tests {
     fn a_member_does_not_start_without_its_log_or_its_state() {
         let parent = tempfile::tempdir().unwrap();
         let dir = open(parent.path()).unwrap();
-        std::fs::write(dir.raft_path().join("CURRENT"), "MANIFEST-1\n").unwrap();
+        let segment = dir.raft_path().join("0000000000000001.log");
+        std::fs::write(&segment, "").unwrap();
         dir.set_standing(Standing::Member { cluster: 1, node: 2 }).unwrap();
         drop(dir);
         drop(open(parent.path()).unwrap());
-        std::fs::remove_file(parent.path().join("raft/CURRENT")).unwrap();
+        std::fs::remove_file(segment).unwrap();
         let message = refusal(parent.path());
-        assert!(message.contains("raft/CURRENT is missing") && message.contains("join again"), "{message}");
+        assert!(message.contains("raft is missing") && message.contains("join again"), "{message}");
     }
 
     #[test]

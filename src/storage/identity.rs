@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::StorageError;
 use crate::types::{ClusterId, DiskId, NodeId};
 
-/// The layout of a data directory that this version reads and writes.
-const FORMAT: u32 = 1;
+/// The layout of a data directory that this version reads and writes. In 1 the
+/// log was a RocksDB database.
+const FORMAT: u32 = 2;
 
 /// Whose disk this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_marker_is_readable_and_its_format_holds_still() {
-        let line = r#"{"format":1,"disk":"d","standing":"member","cluster":"c","node":"a"}"#;
+        let line = r#"{"format":2,"disk":"d","standing":"member","cluster":"c","node":"a"}"#;
         assert_eq!(MEMBER.encode(), format!("{line}\ncrc32c {:08x}\n", crc32c::crc32c(line.as_bytes())));
     }
 

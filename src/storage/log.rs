@@ -17,14 +17,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::StorageError;
 
 mod memory;
-mod rocks;
+mod segments;
 
 pub use memory::MemoryLog;
-pub use rocks::{RocksLog, RocksLogOptions};
+pub use segments::{SegmentLog, SegmentLogOptions, is_log};
 
 /// How an operation ended. The error is shared by everyone it concerns.
 pub type LogResult = Result<(), Arc<StorageError>>;
@@ -167,7 +168,7 @@ fn corrupt(reason: String) -> StorageError {
 }
 
 /// Where the log stands, and the rules by which an operation may move it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Extent {
     purged: Option<u64>,
     last: Option<u64>,
@@ -182,18 +183,26 @@ impl Extent {
         let Some((start, _)) = records.first() else {
             return Ok(());
         };
-        let expected = match self.last {
-            Some(last) => Some(last + 1),
-            None => self.purged.map(|purged| purged + 1),
-        };
-        if expected.is_some_and(|expected| expected != *start) {
-            return Err(corrupt(format!("an append at {start} would leave a hole after {self:?}")));
-        }
         let consecutive = records.iter().zip(*start..).all(|((index, _), expected)| *index == expected);
         if !consecutive {
             return Err(corrupt(format!("the records appended at {start} are not consecutive")));
         }
-        self.last = records.last().map(|(index, _)| *index);
+        self.extend(*start..start + records.len() as u64)
+    }
+
+    /// Moves the end past records of these indexes.
+    fn extend(&mut self, indexes: Range<u64>) -> Result<(), StorageError> {
+        if indexes.is_empty() {
+            return Ok(());
+        }
+        let expected = match self.last {
+            Some(last) => Some(last + 1),
+            None => self.purged.map(|purged| purged.saturating_add(1)),
+        };
+        if expected.is_some_and(|expected| expected != indexes.start) {
+            return Err(corrupt(format!("an append at {} would leave a hole after {self:?}", indexes.start)));
+        }
+        self.last = Some(indexes.end - 1);
         Ok(())
     }
 
@@ -237,20 +246,19 @@ const STRETCH_BYTES: u64 = 1 << 20;
 
 impl HeldBytes {
     fn append(&mut self, index: u64, bytes: u64) {
-        self.total += bytes;
-        match self.stretches.back_mut() {
-            Some(back) if back.bytes < STRETCH_BYTES && back.indexes.end == index => {
-                back.indexes.end += 1;
-                back.bytes += bytes;
-            }
-            _ => self.stretches.push_back(Stretch { indexes: index..index + 1, bytes }),
-        }
+        self.append_all(index..index + 1, bytes);
     }
 
-    /// Takes what is known of records written by an earlier process.
-    fn adopt(&mut self, indexes: Range<u64>, bytes: u64) {
-        self.total = bytes;
-        self.stretches = VecDeque::from([Stretch { indexes, bytes }]);
+    /// Takes note of consecutive records that have so many bytes together.
+    fn append_all(&mut self, indexes: Range<u64>, bytes: u64) {
+        self.total += bytes;
+        match self.stretches.back_mut() {
+            Some(back) if back.bytes < STRETCH_BYTES && back.indexes.end == indexes.start => {
+                back.indexes.end = indexes.end;
+                back.bytes += bytes;
+            }
+            _ => self.stretches.push_back(Stretch { indexes, bytes }),
+        }
     }
 
     fn truncate_from(&mut self, from: u64) {

@@ -306,6 +306,17 @@ fn table_files(c: &Cluster, node: usize) -> Vec<PathBuf> {
     }
 }
 
+/// Where the last frame of a segment of the log ends: each says its length, and zeros follow the last.
+fn end_of_log(file: &Path) -> u64 {
+    let content = std::fs::read(file).unwrap();
+    let mut at = 32;
+    while content[at..].iter().take(32).any(|byte| *byte != 0) {
+        let length = u32::from_le_bytes(content[at + 8..at + 12].try_into().unwrap());
+        at += (32 + length as usize).next_multiple_of(8);
+    }
+    at as u64
+}
+
 fn flip(file: &Path, at: u64) {
     let mut byte = [0];
     let mut open = std::fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
@@ -382,13 +393,12 @@ fn a_torn_tail_of_the_log_is_dropped_and_nothing_acknowledged_with_it() {
         for tail in [&[0x5a, 0x17, 0x33][..], &[0x11; 40]] {
             c.kill_all();
             let newest = log_files(c, 0).into_iter().max().expect("there is a log");
-            std::fs::OpenOptions::new().append(true).open(newest).unwrap().write_all(tail).unwrap();
+            let end = end_of_log(&newest);
+            let mut file = std::fs::OpenOptions::new().write(true).open(newest).unwrap();
+            file.seek(SeekFrom::Start(end)).unwrap();
+            file.write_all(tail).unwrap();
             let served = served_or_refused(c, 0, &values).await;
-            // Three bytes are less than a header: certainly torn. Forty may as well be damage.
-            assert!(served || tail.len() > 3, "a torn tail is no reason to refuse");
-            if !served {
-                return;
-            }
+            assert!(served, "a torn tail is no reason to refuse");
         }
     });
 }

@@ -219,7 +219,7 @@ impl Disk {
 fn mark_log(path: &Path) {
     let raft = path.join("raft");
     if raft.is_dir() {
-        let _ = fs::write(raft.join("CURRENT"), "the log is in memory\n");
+        let _ = fs::write(raft.join("0000000000000001.log"), "the log is in memory\n");
     }
 }
 

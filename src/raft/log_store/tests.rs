@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::super::types::{CommittedLeaderId, EntryPayload, Proposal, SnapshotMeta, StoredMembership};
 use super::*;
 use crate::env::SystemEnv;
-use crate::storage::log::{FatalHook, MemoryLog, RocksLog, RocksLogOptions};
+use crate::storage::log::{FatalHook, MemoryLog, SegmentLog, SegmentLogOptions};
 use crate::types::{Outcome, Reply, Revision};
 
 /// The least state machine that the suite accepts: it remembers what it was given.
@@ -83,39 +83,41 @@ fn options() -> LogStoreOptions {
     LogStoreOptions { tail_bytes: 150, unflushed_bytes_max: 1 << 20 }
 }
 
-fn rocks(path: &std::path::Path) -> Arc<RocksLog> {
-    Arc::new(RocksLog::open(path, &RocksLogOptions::default(), SystemEnv::shared(), no_failure()).unwrap())
+fn on_disk(path: &std::path::Path) -> Arc<SegmentLog> {
+    Arc::new(
+        SegmentLog::open(path, &SegmentLogOptions::default(), SystemEnv::shared(), no_failure()).unwrap(),
+    )
 }
 
-struct OverMemory;
+struct InMemory;
 
-impl StoreBuilder<TypeConfig, LogStore, Remembers> for OverMemory {
+impl StoreBuilder<TypeConfig, LogStore, Remembers> for InMemory {
     async fn build(&self) -> Result<((), LogStore, Remembers), openraft::StorageError<TypeConfig>> {
         let engine = Arc::new(MemoryLog::new(no_failure()));
         Ok(((), LogStore::open(engine, &options(), None).unwrap(), Remembers::default()))
     }
 }
 
-struct OverRocks;
+struct OnDisk;
 
-impl StoreBuilder<TypeConfig, LogStore, Remembers, tempfile::TempDir> for OverRocks {
+impl StoreBuilder<TypeConfig, LogStore, Remembers, tempfile::TempDir> for OnDisk {
     async fn build(
         &self,
     ) -> Result<(tempfile::TempDir, LogStore, Remembers), openraft::StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = LogStore::open(rocks(dir.path()), &options(), None).unwrap();
+        let store = LogStore::open(on_disk(dir.path()), &options(), None).unwrap();
         Ok((dir, store, Remembers::default()))
     }
 }
 
 #[tokio::test]
 async fn openraft_accepts_the_log_in_memory() {
-    Suite::test_all(OverMemory).await.unwrap();
+    Suite::test_all(InMemory).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn openraft_accepts_the_log_in_rocksdb() {
-    Suite::test_all(OverRocks).await.unwrap();
+async fn openraft_accepts_the_log_on_disk() {
+    Suite::test_all(OnDisk).await.unwrap();
 }
 
 fn id(term: u64, index: u64) -> LogId {
@@ -147,7 +149,7 @@ async fn what_was_saved_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let vote = Vote::new_committed(3, 1);
     {
-        let mut store = LogStore::open(rocks(dir.path()), &options(), None).unwrap();
+        let mut store = LogStore::open(on_disk(dir.path()), &options(), None).unwrap();
         append(&mut store, commands(1, 0..20)).await;
         store.truncate_after(Some(id(1, 11))).await.unwrap();
         append(&mut store, commands(3, 12..15)).await;
@@ -155,7 +157,7 @@ async fn what_was_saved_is_there_after_a_restart() {
         store.save_committed(Some(id(3, 13))).await.unwrap();
         store.save_vote(&vote).await.unwrap();
     }
-    let mut store = LogStore::open(rocks(dir.path()), &options(), Some(7)).unwrap();
+    let mut store = LogStore::open(on_disk(dir.path()), &options(), Some(7)).unwrap();
     let state = store.get_log_state().await.unwrap();
     assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(id(1, 4)), Some(id(3, 14))));
     assert_eq!(store.read_committed().await.unwrap(), Some(id(3, 13)));
@@ -168,13 +170,13 @@ async fn what_was_saved_is_there_after_a_restart() {
 async fn a_purge_beyond_the_end_empties_the_log_and_it_goes_on_from_there() {
     let dir = tempfile::tempdir().unwrap();
     {
-        let mut store = LogStore::open(rocks(dir.path()), &options(), None).unwrap();
+        let mut store = LogStore::open(on_disk(dir.path()), &options(), None).unwrap();
         append(&mut store, commands(1, 0..5)).await;
         store.purge(id(2, 99)).await.unwrap();
         assert!(indexes(&store).await.is_empty());
         append(&mut store, commands(2, 100..102)).await;
     }
-    let mut store = LogStore::open(rocks(dir.path()), &options(), Some(99)).unwrap();
+    let mut store = LogStore::open(on_disk(dir.path()), &options(), Some(99)).unwrap();
     assert_eq!(indexes(&store).await, [100, 101]);
     assert_eq!(store.get_log_state().await.unwrap().last_purged_log_id, Some(id(2, 99)));
 }

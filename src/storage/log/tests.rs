@@ -24,9 +24,13 @@ fn verify(index: u64, bytes: &[u8]) -> Result<(), StorageError> {
     }
 }
 
-fn open(path: &Path) -> Result<RocksLog, StorageError> {
+fn open(path: &Path) -> Result<SegmentLog, StorageError> {
+    open_with(path, &SegmentLogOptions::default())
+}
+
+fn open_with(path: &Path, options: &SegmentLogOptions) -> Result<SegmentLog, StorageError> {
     let fatal: FatalHook = Arc::new(|error| panic!("the log failed: {error}"));
-    RocksLog::open(path, &RocksLogOptions::default(), SystemEnv::shared(), fatal)
+    SegmentLog::open(path, options, SystemEnv::shared(), fatal)
 }
 
 /// Opens and verifies, as a node does.
@@ -57,22 +61,30 @@ fn killed(log: &Path) -> tempfile::TempDir {
     copy
 }
 
-fn files(path: &Path, extension: &str) -> Vec<PathBuf> {
-    let paths = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> =
-        paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+fn files(path: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths
 }
 
-fn largest(path: &Path, extension: &str) -> PathBuf {
-    files(path, extension).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+/// Where what was written ends, and the zeros begin.
+fn end_of(path: &Path) -> u64 {
+    let bytes = fs::read(path).unwrap();
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
+}
+
+fn cut(path: &Path, length: u64) {
+    fs::File::options().write(true).open(path).unwrap().set_len(length).unwrap();
 }
 
 fn flip(path: &Path, at: u64) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at as usize] ^= 0x10;
     fs::write(path, bytes).unwrap();
+}
+
+fn is_corrupt(result: Result<Recovered, StorageError>) -> bool {
+    matches!(result, Err(StorageError::Corrupt { .. }))
 }
 
 #[test]
@@ -93,86 +105,93 @@ fn a_torn_tail_is_dropped_and_the_rest_is_whole() {
     let log = open(dir.path()).unwrap();
     (0..20).for_each(|index| append(&log, index..index + 1));
     let image = killed(dir.path());
-    let wal = largest(image.path(), "log");
-    let bytes = fs::metadata(&wal).unwrap().len();
-    fs::File::options().write(true).open(&wal).unwrap().set_len(bytes - 50).unwrap();
+    let newest = &files(image.path())[0];
+    cut(newest, end_of(newest) - 50);
     let recovered = recover(image.path(), 0).unwrap();
     assert_eq!(last_index(&recovered), Some(18));
 }
 
 #[test]
-fn a_flipped_byte_in_the_middle_of_the_wal_is_an_error_at_open() {
+fn a_flipped_byte_in_the_middle_of_the_newest_segment_is_an_error_at_open() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path()).unwrap();
     (0..20).for_each(|index| append(&log, index..index + 1));
     let image = killed(dir.path());
-    let wal = largest(image.path(), "log");
-    flip(&wal, fs::metadata(&wal).unwrap().len() / 2);
-    let error = recover(image.path(), 0).unwrap_err();
-    assert!(matches!(error, StorageError::Engine(_)), "{error}");
+    let newest = &files(image.path())[0];
+    flip(newest, end_of(newest) / 2);
+    let error = recover(image.path(), 0).unwrap_err().to_string();
+    assert!(error.contains("0000000000000001.log: at offset "), "{error}");
+    assert!(error.contains("was synced before"), "{error}");
 }
 
-/// A log whose records are in a table: a reopened database flushes its WAL.
-fn in_a_table(dir: &Path) {
-    append(&open(dir).unwrap(), 0..2000);
-    drop(open(dir).unwrap());
-    assert!(!files(dir, "sst").is_empty());
+/// A killed log of three segments and more, the oldest of which holds the vote.
+fn with_older_segments() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SegmentLogOptions { segment_bytes: 64 << 10, ..SegmentLogOptions::default() };
+    let log = open_with(dir.path(), &options).unwrap();
+    log.submit(LogOp::SaveVote { vote: Bytes::from_static(b"vote"), done: Box::new(|_| ()) });
+    (0..100).for_each(|step| append(&log, step * 10..step * 10 + 10));
+    let image = killed(dir.path());
+    assert!(files(image.path()).len() >= 3);
+    assert!(recover(image.path(), 0).unwrap().vote.is_some());
+    image
 }
 
 #[test]
-fn a_flipped_byte_in_a_table_is_an_error_before_it_is_served() {
-    let dir = tempfile::tempdir().unwrap();
-    in_a_table(dir.path());
-    let table = largest(dir.path(), "sst");
-    // In the midst of the data: opening reads the first and the last record.
-    flip(&table, fs::metadata(&table).unwrap().len() / 3);
-    recover(dir.path(), 0).unwrap_err();
+fn a_flipped_byte_in_an_older_segment_is_an_error_before_it_is_served() {
+    let dir = with_older_segments();
+    let oldest = &files(dir.path())[0];
+    flip(oldest, end_of(oldest) / 3);
+    assert!(is_corrupt(recover(dir.path(), 0)));
     // Above the damage nothing is wrong, and the log opens; the damaged
     // record is an error when it is read.
     let log = open(dir.path()).unwrap();
-    assert_eq!(last_index(&log.recover(1990, &verify).unwrap()), Some(1999));
-    assert!(log.read(0..1990, usize::MAX).is_err());
-    assert_eq!(log.read(1990..2000, usize::MAX).unwrap().len(), 10);
+    assert_eq!(last_index(&log.recover(990, &verify).unwrap()), Some(999));
+    assert!(log.read(0..990, usize::MAX).is_err());
+    assert_eq!(log.read(990..1000, usize::MAX).unwrap().len(), 10);
 }
 
 #[test]
-fn a_missing_table_is_an_error_at_open() {
-    let dir = tempfile::tempdir().unwrap();
-    in_a_table(dir.path());
-    fs::remove_file(largest(dir.path(), "sst")).unwrap();
-    assert!(matches!(recover(dir.path(), 0), Err(StorageError::Engine(_))));
-}
-
-/// A killed log with two live WALs, the older of which holds the vote.
-fn with_two_wals() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let fatal: FatalHook = Arc::new(|error| panic!("the log failed: {error}"));
-    let options = RocksLogOptions { write_buffer_bytes: 64 << 10, ..RocksLogOptions::default() };
-    let log = RocksLog::open(dir.path(), &options, SystemEnv::shared(), fatal).unwrap();
-    log.submit(LogOp::SaveVote { vote: Bytes::from_static(b"vote"), done: Box::new(|_| ()) });
-    let mut index = 0;
-    while files(dir.path(), "log").len() < 2 {
-        append(&log, index..index + 10);
-        index += 10;
+fn a_segment_that_is_missing_or_cut_is_an_error_at_open() {
+    let count = files(with_older_segments().path()).len();
+    for damaged in 0..count {
+        let image = with_older_segments();
+        fs::remove_file(&files(image.path())[damaged]).unwrap();
+        let error = recover(image.path(), 1000).unwrap_err();
+        assert!(matches!(error, StorageError::Corrupt { .. }), "without segment {damaged}: {error}");
     }
-    append(&log, index..index + 10);
-    killed(dir.path())
+    for damaged in 0..count - 1 {
+        let image = with_older_segments();
+        let older = &files(image.path())[damaged];
+        cut(older, end_of(older) / 2);
+        assert!(is_corrupt(recover(image.path(), 1000)), "with segment {damaged} cut");
+    }
+    // In another's place.
+    let image = with_older_segments();
+    let all = files(image.path());
+    fs::copy(&all[0], &all[1]).unwrap();
+    assert!(is_corrupt(recover(image.path(), 1000)));
 }
 
 #[test]
-fn an_older_wal_that_is_missing_or_cut_is_an_error_at_open() {
-    let image = with_two_wals();
-    assert!(recover(image.path(), 0).unwrap().vote.is_some());
-
-    let image = with_two_wals();
-    fs::remove_file(&files(image.path(), "log")[0]).unwrap();
-    assert!(matches!(recover(image.path(), 0), Err(StorageError::Engine(_))));
-
-    let image = with_two_wals();
-    let older = &files(image.path(), "log")[0];
-    let bytes = fs::metadata(older).unwrap().len();
-    fs::File::options().write(true).open(older).unwrap().set_len(bytes / 2).unwrap();
-    assert!(matches!(recover(image.path(), 0), Err(StorageError::Engine(_))));
+fn what_was_purged_goes_away_with_whole_files_and_the_vote_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = SegmentLogOptions { segment_bytes: 64 << 10, ahead_bytes: 16 << 10 };
+    let log = open_with(dir.path(), &options).unwrap();
+    log.submit(LogOp::SaveVote { vote: Bytes::from_static(b"vote"), done: Box::new(|_| ()) });
+    for step in 0..200 {
+        append(&log, step * 10..step * 10 + 10);
+        if step % 20 == 0 {
+            let position = Bytes::from_static(b"p");
+            log.submit(LogOp::Purge { upto: step * 10, position });
+        }
+    }
+    drop(log);
+    let left: u64 = files(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(left < 4 * (64 << 10), "{left} bytes are left of 200 records");
+    let recovered = recover(dir.path(), 0).unwrap();
+    assert_eq!((recovered.first_index(), last_index(&recovered)), (1801, Some(1999)));
+    assert_eq!(recovered.vote.as_deref(), Some(&b"vote"[..]));
 }
 
 #[test]
@@ -205,7 +224,8 @@ fn an_append_that_would_leave_a_hole_fails_and_so_does_all_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let (tell, told) = mpsc::sync_channel(2);
     let fatal: FatalHook = Arc::new(move |error| tell.send(error.to_string()).unwrap());
-    let log = RocksLog::open(dir.path(), &RocksLogOptions::default(), SystemEnv::shared(), fatal).unwrap();
+    let log =
+        SegmentLog::open(dir.path(), &SegmentLogOptions::default(), SystemEnv::shared(), fatal).unwrap();
     append(&log, 0..3);
     let (answer, answers) = mpsc::sync_channel(2);
     for index in [7, 3] {

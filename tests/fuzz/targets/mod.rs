@@ -7,6 +7,7 @@ mod disk;
 mod files;
 mod log;
 mod peer;
+mod segments;
 mod state;
 mod text;
 mod wire_noise;
@@ -58,6 +59,7 @@ pub static TARGETS: &[Target] = &[
     log::MEMBERSHIP,
     log::COMMAND,
     log::REPLY,
+    segments::SEGMENTS,
     disk::VALUE,
     disk::KEY,
     disk::MANIFEST,
