@@ -1,4 +1,5 @@
-//! The disk: two RocksDB instances, and everything that knows a byte of them.
+//! The disk: the log's files and the state's RocksDB, and everything that knows
+//! a byte of them.
 //!
 //! `layout` is the one catalogue of keys and tags; `codec` the one way values
 //! become bytes. No other room names `rocksdb`.
