@@ -108,7 +108,7 @@ pub trait LogEngine: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StorageError::Corrupt`] for a hole or a damaged record,
-    /// [`StorageError::Engine`] when the disk fails.
+    /// [`StorageError::Io`] when the disk fails.
     fn recover(&self, verify_from: u64, verify: VerifyRecord<'_>) -> Result<Recovered, StorageError>;
 
     /// Queues one operation, and returns without waiting for the disk unless
@@ -121,8 +121,8 @@ pub trait LogEngine: Send + Sync + 'static {
     /// `limit_bytes`. What is queued and not yet written is not seen.
     ///
     /// # Errors
-    /// [`StorageError::Corrupt`] for a hole, [`StorageError::Engine`] for a
-    /// damaged block or a failing disk.
+    /// [`StorageError::Corrupt`] for a hole or damage, [`StorageError::Io`] for a
+    /// failing disk.
     fn read(&self, range: Range<u64>, limit_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError>;
 
     /// Whether [`LogEngine::read`] may wait for a disk.
