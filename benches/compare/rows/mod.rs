@@ -3,7 +3,12 @@
 //! A row starts its own clusters, so that it owes nothing to those before it and can be measured
 //! again alone; that takes two seconds.
 
-mod put;
+mod bare;
+mod leases;
+mod requests;
+mod watches;
+
+pub use bare::serve as serve_bare;
 
 use std::fmt;
 use std::pin::Pin;
@@ -85,5 +90,5 @@ pub const fn ops(times: f64) -> Goal {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [put::ROWS].concat()
+    [requests::ROWS, watches::ROWS, leases::ROWS, bare::ROWS].concat()
 }
