@@ -13,6 +13,8 @@ use super::Failure;
 const KINDS_MAX: usize = 16;
 /// Latencies are kept to three digits, in microseconds.
 const DIGITS: u8 = 3;
+/// So that a nonsensical latency does not make a histogram of every size.
+const LATENCY_MAX: Duration = Duration::from_secs(3600);
 
 /// Counts while load runs. Whoever measures shares it.
 #[derive(Debug)]
@@ -44,8 +46,8 @@ fn histogram() -> Histogram<u64> {
 impl Tally {
     /// Counts an operation of client number `client` that succeeded.
     pub fn succeeded(&self, client: usize, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.shards[client % self.shards.len()].lock().saturating_record(micros);
+        let micros = took.min(LATENCY_MAX).as_micros() as u64;
+        self.shards[client % self.shards.len()].lock().record(micros).expect("it grows as it needs to");
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
