@@ -25,9 +25,11 @@ mod target;
 mod usage;
 
 mod bench;
+mod chart;
 mod figures;
 mod foreign;
 mod machine;
+mod report;
 mod results;
 mod rows;
 
@@ -81,6 +83,9 @@ struct Arguments {
     /// Serve what answers a constant, on this port: the program that the row `bare` measures.
     #[arg(long, hide = true, value_name = "PORT")]
     serve_bare: Option<u16>,
+    /// Only write the report (RESULTS.md and charts beside the results file), from what is measured.
+    #[arg(long)]
+    report: bool,
     /// Print the rows and what they have to reach.
     #[arg(long)]
     list: bool,
@@ -187,7 +192,7 @@ fn list() {
     for row in rows::all() {
         println!("{:<22} {}", row.name, row.load);
         for goal in row.goals {
-            println!("{:<22}   {goal}", "");
+            println!("{:<22}   {} {}", "", goal.metric, goal.bound);
         }
     }
 }
@@ -201,6 +206,10 @@ fn main() -> Result<()> {
     if let Some(port) = arguments.serve_bare {
         return rows::serve_bare(port);
     }
+    let directory = arguments.results.parent().unwrap_or(Path::new("."));
+    if arguments.report {
+        return report::write(&Results::open(&arguments.results)?, directory);
+    }
     let program = |side| match arguments.target(side) {
         Target::Mainstay(path) | Target::Etcd(path, _) => path,
     };
@@ -211,10 +220,12 @@ fn main() -> Result<()> {
         machine: machine::machine(),
     };
     println!("{} | {} | {}", setting.etcd, setting.mainstay, setting.machine);
-    let directory = arguments.results.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory).context("making the directory of the results")?;
     let mut results = Results::open(&arguments.results)?;
     let failed = measure_all(&arguments, &setting, &mut results)?;
+    if !arguments.smoke {
+        report::write(&results, directory)?;
+    }
     ensure!(failed == 0, "{failed} measurements failed");
     Ok(())
 }
