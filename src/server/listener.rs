@@ -4,14 +4,11 @@
 //! port is told before anything else is touched, and so that TLS comes in at
 //! one place. A connection speaks HTTP/1.1 or HTTP/2, whichever it begins with.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -20,9 +17,9 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use super::context::Remote;
+use super::front::Front;
 use super::{ListenAddress, ServerOptions};
 use crate::telemetry;
 
@@ -194,7 +191,7 @@ impl ConnectionOptions {
 /// finish. Dropping the future cuts them off.
 pub(super) async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: Front,
     options: ConnectionOptions,
     drain: CancellationToken,
 ) {
@@ -217,7 +214,7 @@ pub(super) async fn serve(
             }
         };
         prepare(&stream);
-        let connection = serve_connection(stream, remote, router.clone(), builder.clone(), drain.clone());
+        let connection = serve_connection(stream, remote, front.clone(), builder.clone(), drain.clone());
         connections.spawn(counted(options.name, connection));
     }
     drop(listener);
@@ -242,16 +239,12 @@ async fn counted(name: &'static str, connection: impl Future<Output = ()>) {
 async fn serve_connection(
     stream: TcpStream,
     remote: SocketAddr,
-    router: Router,
+    front: Front,
     builder: Arc<Builder<TokioExecutor>>,
     drain: CancellationToken,
 ) {
     let remote = Remote(remote.ip().to_string().into());
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(remote.clone());
-        let mut router = router.clone();
-        async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
-    });
+    let service = service_fn(move |request| front.clone().answer(request, remote.clone()));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
