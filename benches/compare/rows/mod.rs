@@ -3,7 +3,11 @@
 //! A row starts its own clusters, so that it owes nothing to those before it and can be measured
 //! again alone; that takes two seconds.
 
+mod disturbed;
+mod failover;
+mod memory;
 mod put;
+mod restart;
 
 use std::fmt;
 use std::pin::Pin;
@@ -85,5 +89,5 @@ pub const fn ops(times: f64) -> Goal {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [put::ROWS].concat()
+    [put::ROWS, disturbed::ROWS, restart::ROWS, memory::ROWS, failover::ROWS].concat()
 }
