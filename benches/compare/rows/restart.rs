@@ -11,15 +11,16 @@ use etcd_client::{Client, GetOptions};
 use rustix::process::Signal;
 
 use super::{BOTH, Bound, Goal, Row};
-use crate::bench::{Bench, key};
+use crate::bench::{Bench, connections, key};
 use crate::cluster::Cluster;
 use crate::figures::Figures;
 use crate::kept::{self, Content};
 use crate::limit::warm;
 use crate::usage::cpu_time;
 
-/// One put each, as real stores are made: so the log holds them one by one.
-const CONTENT: Content = Content { name: "million", keys: 1_000_000, value_bytes: 256, per_txn: 1 };
+const CONTENT: Content = Content { name: "million", keys: 1_000_000, value_bytes: 256, per_txn: 100 };
+/// Single puts before each end, so that there is something to recover.
+const RECENT: Content = Content { name: "recent", keys: 20_000, value_bytes: 256, per_txn: 1 };
 const REPEATS: usize = 5;
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -38,15 +39,15 @@ async fn restart(bench: &Bench) -> Result<Figures> {
     let mut node = kept::cluster(bench, content).await?;
     let (mut killed, mut stopped, mut stale, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     start(&mut node, content.keys).await?;
-    for _ in 0..REPEATS {
-        write_a_little(&node).await?;
+    for _ in 0..if bench.smoke { 1 } else { REPEATS } {
+        write_recent(bench, &node).await?;
         node.kill_all();
         warm(&node.nodes[0].data_dir)?;
         let ready = start(&mut node, content.keys).await?;
         killed.push(ready.linearizable);
         stale.push(ready.serializable);
         cpu.push(cpu_time(node.nodes[0].pid()).as_secs_f64() * 1000.0);
-        write_a_little(&node).await?;
+        write_recent(bench, &node).await?;
         node.nodes[0].signal(Signal::TERM);
         node.nodes[0].wait_exit(STOP_LIMIT).await;
         stopped.push(start(&mut node, content.keys).await?.linearizable);
@@ -58,11 +59,9 @@ async fn restart(bench: &Bench) -> Result<Figures> {
         .with("start_cpu_ms", median(cpu)))
 }
 
-/// So that there is something to recover.
-async fn write_a_little(node: &Cluster) -> Result<()> {
-    let clients = [node.client(0).await];
-    kept::fill(&clients, Content { name: "", keys: 5_000, value_bytes: CONTENT.value_bytes, per_txn: 1 })
-        .await
+async fn write_recent(bench: &Bench, node: &Cluster) -> Result<()> {
+    let clients = connections(node, 4).await;
+    kept::fill(&clients, Content { keys: bench.scaled(RECENT.keys), ..RECENT }).await
 }
 
 struct Ready {
