@@ -26,11 +26,16 @@ mod usage;
 
 mod bench;
 mod figures;
+mod foreign;
 mod kept;
 mod limit;
 mod machine;
 mod results;
 mod rows;
+
+// The client's own work is part of what the machine can do; the servers bring theirs.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -75,6 +80,9 @@ struct Arguments {
     /// The results file.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results.jsonl"))]
     results: PathBuf,
+    /// Serve what answers a constant, on this port: the program that the row `bare` measures.
+    #[arg(long, hide = true, value_name = "PORT")]
+    serve_bare: Option<u16>,
     /// Print the rows and what they have to reach.
     #[arg(long)]
     list: bool,
@@ -191,6 +199,9 @@ fn main() -> Result<()> {
     if arguments.list {
         list();
         return Ok(());
+    }
+    if let Some(port) = arguments.serve_bare {
+        return rows::serve_bare(port);
     }
     let program = |side| match arguments.target(side) {
         Target::Mainstay(path) | Target::Etcd(path, _) => path,

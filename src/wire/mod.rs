@@ -12,6 +12,8 @@ pub mod channel;
 pub mod convert;
 mod convert_reply;
 mod convert_txn;
+#[cfg(feature = "server")]
+pub mod direct;
 pub mod health;
 pub mod metadata;
 

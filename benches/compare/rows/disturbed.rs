@@ -15,6 +15,7 @@ use hdrhistogram::Histogram;
 
 use super::{BOTH, Bound, Goal, Row};
 use crate::bench::{Bench, connections, key};
+use crate::cluster::connect_patient;
 use crate::figures::Figures;
 use crate::kept::{Content, fill};
 
@@ -53,7 +54,7 @@ pub const ROWS: &[Row] = &[
 
 async fn compaction(bench: &Bench) -> Result<Figures> {
     let cluster = bench.cluster(bench.spec(3).flag("quota-backend-bytes", QUOTA_BYTES)).await;
-    let mut asked = cluster.client(cluster.leader().await).await;
+    let mut asked = connect_patient(&[cluster.nodes[cluster.leader().await].url()]).await;
     let content = Content {
         keys: bench.scaled(COMPACTED_KEYS),
         value_bytes: VALUE_BYTES,
@@ -79,7 +80,7 @@ async fn compaction(bench: &Bench) -> Result<Figures> {
 
 async fn snapshot_save(bench: &Bench) -> Result<Figures> {
     let cluster = bench.cluster(bench.spec(3).flag("quota-backend-bytes", QUOTA_BYTES)).await;
-    let mut leader = crate::cluster::connect_patient(&[cluster.nodes[cluster.leader().await].url()]).await;
+    let mut leader = connect_patient(&[cluster.nodes[cluster.leader().await].url()]).await;
     let content = Content {
         keys: bench.scaled(SAVED_KEYS),
         value_bytes: SAVED_VALUE_BYTES,

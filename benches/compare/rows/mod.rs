@@ -3,11 +3,16 @@
 //! A row starts its own clusters, so that it owes nothing to those before it and can be measured
 //! again alone; that takes two seconds.
 
+mod bare;
 mod disturbed;
 mod failover;
+mod leases;
 mod memory;
-mod put;
+mod requests;
 mod restart;
+mod watches;
+
+pub use bare::serve as serve_bare;
 
 use std::fmt;
 use std::pin::Pin;
@@ -89,5 +94,7 @@ pub const fn ops(times: f64) -> Goal {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [put::ROWS, disturbed::ROWS, restart::ROWS, memory::ROWS, failover::ROWS].concat()
+    let loads = [requests::ROWS, watches::ROWS, leases::ROWS].concat();
+    let operations = [disturbed::ROWS, restart::ROWS, memory::ROWS, failover::ROWS].concat();
+    [loads, operations, bare::ROWS.to_vec()].concat()
 }
