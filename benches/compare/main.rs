@@ -27,6 +27,8 @@ mod usage;
 mod bench;
 mod figures;
 mod foreign;
+mod kept;
+mod limit;
 mod machine;
 mod results;
 mod rows;
@@ -214,7 +216,9 @@ fn main() -> Result<()> {
     let directory = arguments.results.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory).context("making the directory of the results")?;
     let mut results = Results::open(&arguments.results)?;
-    let failed = measure_all(&arguments, &setting, &mut results)?;
+    let measured = measure_all(&arguments, &setting, &mut results);
+    kept::remove();
+    let failed = measured?;
     ensure!(failed == 0, "{failed} measurements failed");
     Ok(())
 }
