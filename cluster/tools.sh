@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs, on Debian and its kin, the system packages that a task needs and that are missing.
-# Usage: tools.sh build|test|jepsen. Says what it installs, and uses sudo only when it must.
+# Usage: tools.sh build|test|bench|jepsen. Says what it installs, and uses sudo only when it must.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -34,6 +34,9 @@ test)
     need protobuf-compiler command -v protoc
     need etcd-client command -v etcdctl
     ;;
+bench)
+    need valgrind command -v valgrind
+    ;;
 jepsen)
     # The hosts, and what is done to them.
     need iproute2 command -v ip
@@ -45,7 +48,7 @@ jepsen)
     need strace command -v strace
     ;;
 *)
-    say "usage: tools.sh build|test|jepsen"
+    say "usage: tools.sh build|test|bench|jepsen"
     exit 2
     ;;
 esac
