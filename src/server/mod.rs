@@ -7,6 +7,7 @@
 
 mod auth;
 mod cluster;
+mod connection;
 mod context;
 pub mod control;
 mod election;
