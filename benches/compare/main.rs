@@ -28,6 +28,8 @@ mod bench;
 mod chart;
 mod figures;
 mod foreign;
+mod kept;
+mod limit;
 mod machine;
 mod report;
 mod results;
@@ -222,7 +224,9 @@ fn main() -> Result<()> {
     println!("{} | {} | {}", setting.etcd, setting.mainstay, setting.machine);
     std::fs::create_dir_all(directory).context("making the directory of the results")?;
     let mut results = Results::open(&arguments.results)?;
-    let failed = measure_all(&arguments, &setting, &mut results)?;
+    let measured = measure_all(&arguments, &setting, &mut results);
+    kept::remove();
+    let failed = measured?;
     if !arguments.smoke {
         report::write(&results, directory)?;
     }

@@ -4,8 +4,12 @@
 //! again alone; that takes two seconds.
 
 mod bare;
+mod disturbed;
+mod failover;
 mod leases;
+mod memory;
 mod requests;
+mod restart;
 mod watches;
 
 pub use bare::serve as serve_bare;
@@ -90,5 +94,7 @@ pub const fn ops(times: f64) -> Goal {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
-    [requests::ROWS, watches::ROWS, leases::ROWS, bare::ROWS].concat()
+    let loads = [requests::ROWS, watches::ROWS, leases::ROWS].concat();
+    let operations = [disturbed::ROWS, restart::ROWS, memory::ROWS, failover::ROWS].concat();
+    [loads, operations, bare::ROWS.to_vec()].concat()
 }
