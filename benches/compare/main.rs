@@ -25,11 +25,14 @@ mod target;
 mod usage;
 
 mod bench;
+mod chart;
+mod curves;
 mod figures;
 mod foreign;
 mod kept;
 mod limit;
 mod machine;
+mod report;
 mod results;
 mod rows;
 
@@ -74,6 +77,9 @@ struct Arguments {
     /// Only see that every row works: one round, a second each, less data, nothing is kept.
     #[arg(long)]
     smoke: bool,
+    /// Measure how cost grows with keys, watchers and nodes, instead of the table's rows.
+    #[arg(long)]
+    curves: bool,
     /// Measure again what the results file has already.
     #[arg(long)]
     again: bool,
@@ -83,6 +89,9 @@ struct Arguments {
     /// Serve what answers a constant, on this port: the program that the row `bare` measures.
     #[arg(long, hide = true, value_name = "PORT")]
     serve_bare: Option<u16>,
+    /// Only write the report (RESULTS.md and charts beside the results file), from what is measured.
+    #[arg(long)]
+    report: bool,
     /// Print the rows and what they have to reach.
     #[arg(long)]
     list: bool,
@@ -93,7 +102,7 @@ struct Arguments {
 
 impl Arguments {
     fn rows(&self) -> Result<Vec<Row>> {
-        let rows = rows::all();
+        let rows = if self.curves { curves::points() } else { rows::all() };
         for name in &self.only {
             let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
             ensure!(rows.iter().any(|row| row.name == name), "no row `{name}`; there are {}", known());
@@ -189,7 +198,7 @@ fn list() {
     for row in rows::all() {
         println!("{:<22} {}", row.name, row.load);
         for goal in row.goals {
-            println!("{:<22}   {goal}", "");
+            println!("{:<22}   {} {}", "", goal.metric, goal.bound);
         }
     }
 }
@@ -203,6 +212,10 @@ fn main() -> Result<()> {
     if let Some(port) = arguments.serve_bare {
         return rows::serve_bare(port);
     }
+    let directory = arguments.results.parent().unwrap_or(Path::new("."));
+    if arguments.report {
+        return report::write(&Results::open(&arguments.results)?, directory);
+    }
     let program = |side| match arguments.target(side) {
         Target::Mainstay(path) | Target::Etcd(path, _) => path,
     };
@@ -213,12 +226,14 @@ fn main() -> Result<()> {
         machine: machine::machine(),
     };
     println!("{} | {} | {}", setting.etcd, setting.mainstay, setting.machine);
-    let directory = arguments.results.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(directory).context("making the directory of the results")?;
     let mut results = Results::open(&arguments.results)?;
     let measured = measure_all(&arguments, &setting, &mut results);
     kept::remove();
     let failed = measured?;
+    if !arguments.smoke {
+        report::write(&results, directory)?;
+    }
     ensure!(failed == 0, "{failed} measurements failed");
     Ok(())
 }

@@ -84,6 +84,11 @@ impl Results {
         self.lines.last().map(|line| &line.setting)
     }
 
+    /// Every line under a setting.
+    pub fn of(&self, setting: &Setting) -> Vec<&Line> {
+        self.lines.iter().filter(|line| line.setting == *setting).collect()
+    }
+
     /// The measurements of a row on a side under a setting, one for each round.
     pub fn rounds(&self, row: &str, side: &str, setting: &Setting) -> Vec<&Line> {
         let highest = self.lines.iter().map(|line| line.round).max().unwrap_or(0);

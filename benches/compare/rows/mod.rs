@@ -71,13 +71,13 @@ pub enum Bound {
     AtLeast(f64),
 }
 
-impl fmt::Display for Goal {
+impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.bound {
-            Bound::AtMostOfEtcd(part) => write!(f, "{} ≤ {part} of etcd's", self.metric),
-            Bound::AtLeastOfEtcd(part) => write!(f, "{} ≥ {part} of etcd's", self.metric),
-            Bound::AtMost(most) => write!(f, "{} ≤ {most}", self.metric),
-            Bound::AtLeast(least) => write!(f, "{} ≥ {least}", self.metric),
+        match self {
+            Bound::AtMostOfEtcd(part) => write!(f, "≤ {part} of etcd's"),
+            Bound::AtLeastOfEtcd(times) => write!(f, "≥ {times} times etcd's"),
+            Bound::AtMost(most) => write!(f, "≤ {most}"),
+            Bound::AtLeast(least) => write!(f, "≥ {least}"),
         }
     }
 }
