@@ -158,3 +158,63 @@ pub fn spans(title: &str, subtitle: &str, spans: &[Span]) -> String {
     }
     canvas.end()
 }
+
+/// One line of a chart of costs: a value for each place on the axis, as far as it was measured.
+#[derive(Clone, Debug)]
+pub struct Course {
+    /// What costs, and where.
+    pub label: String,
+    /// Whether it is Mainstay's.
+    pub ours: bool,
+    /// The costs.
+    pub values: Vec<Option<f64>>,
+}
+
+impl Course {
+    /// The highest cost as a multiple of the first.
+    pub fn growth(&self) -> String {
+        let first = self.values.first().copied().flatten();
+        let most = self.values.iter().flatten().copied().fold(f64::MIN, f64::max);
+        first.filter(|first| *first > 0.0).map_or("–".to_owned(), |first| format!("× {:.2}", most / first))
+    }
+}
+
+/// Costs over places that are equally far apart, from zero up.
+pub fn courses(title: &str, places: &[&str], courses: &[Course]) -> String {
+    const ROWS: usize = 10;
+    let mut canvas = Canvas::new(title, "less is better; over all nodes; flat is best", ROWS);
+    let most =
+        courses.iter().flat_map(|course| course.values.iter().flatten()).fold(1e-9_f64, |m, v| m.max(*v));
+    let height = ROWS as f64 * ROW_PX;
+    let x = |place: usize| LABEL_PX + (place as f64 + 0.5) / places.len() as f64 * PLOT_PX;
+    let y = |value: f64| TOP_PX + (1.0 - value / (most * 1.05)) * height;
+    for (place, label) in places.iter().enumerate() {
+        canvas.mark(x(place), label, false);
+    }
+    for part in 0..=4 {
+        let value = most * f64::from(part) / 4.0;
+        canvas.text(
+            LABEL_PX - 8.0,
+            y(value) + 4.0,
+            "end",
+            &crate::figures::number(value),
+            "fill-opacity=\"0.7\"",
+        );
+    }
+    for course in courses {
+        let colour = if course.ours { MAINSTAY } else { ETCD };
+        let points: Vec<(f64, f64)> =
+            course.values.iter().enumerate().filter_map(|(place, v)| Some((x(place), y((*v)?)))).collect();
+        let line: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let _ = writeln!(
+            canvas.svg,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            line.join(" ")
+        );
+        points.iter().for_each(|(x, y)| canvas.dot(*x, *y, colour));
+        if let Some((x, y)) = points.last() {
+            canvas.text(x + 8.0, y + 4.0, "start", &course.label, "");
+        }
+    }
+    canvas.end()
+}

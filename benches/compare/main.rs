@@ -26,6 +26,7 @@ mod usage;
 
 mod bench;
 mod chart;
+mod curves;
 mod figures;
 mod foreign;
 mod kept;
@@ -76,6 +77,9 @@ struct Arguments {
     /// Only see that every row works: one round, a second each, less data, nothing is kept.
     #[arg(long)]
     smoke: bool,
+    /// Measure how cost grows with keys, watchers and nodes, instead of the table's rows.
+    #[arg(long)]
+    curves: bool,
     /// Measure again what the results file has already.
     #[arg(long)]
     again: bool,
@@ -98,7 +102,7 @@ struct Arguments {
 
 impl Arguments {
     fn rows(&self) -> Result<Vec<Row>> {
-        let rows = rows::all();
+        let rows = if self.curves { curves::points() } else { rows::all() };
         for name in &self.only {
             let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
             ensure!(rows.iter().any(|row| row.name == name), "no row `{name}`; there are {}", known());

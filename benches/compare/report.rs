@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::bench::Side;
 use crate::chart::{self, Bar, Span};
+use crate::curves;
 use crate::figures::number;
 use crate::results::{Line, Results, Setting};
 use crate::rows::{self, Bound, Goal, Row};
@@ -33,6 +34,11 @@ pub fn write(results: &Results, directory: &Path) -> Result<()> {
     fs::write(charts.join("cpu.svg"), report.cpu_chart())?;
     fs::write(charts.join("throughput.svg"), report.throughput_chart())?;
     fs::write(charts.join("latency.svg"), report.latency_chart())?;
+    for curve in curves::ALL {
+        if let Some(svg) = curve.chart(&|row, side, metric| report.median(row, side, metric)) {
+            fs::write(charts.join(curve.file()), svg)?;
+        }
+    }
     Ok(())
 }
 
@@ -75,7 +81,8 @@ impl Report<'_> {
     }
 
     fn text(&self) -> String {
-        let parts = [self.head(), self.goals(), self.floor(), self.everything(), self.reproduce()];
+        let parts =
+            [self.head(), self.goals(), self.floor(), self.curves(), self.everything(), self.reproduce()];
         parts.join("\n")
     }
 
@@ -158,6 +165,16 @@ impl Report<'_> {
         )
     }
 
+    /// How cost grows.
+    fn curves(&self) -> String {
+        let median = |row: &str, side, metric: &str| self.median(row, side, metric);
+        let sections: Vec<String> = curves::ALL.iter().filter_map(|curve| curve.section(&median)).collect();
+        if sections.is_empty() {
+            return String::new();
+        }
+        format!("## How cost grows\n\n{}", sections.join("\n"))
+    }
+
     /// Every figure of every row and side.
     fn everything(&self) -> String {
         let mut text = String::from(
@@ -166,7 +183,7 @@ impl Report<'_> {
              | row | | rounds | ops/s | p50 ms | p99 ms | p99.9 ms | CPU µs/op | spread | RSS MiB | errors | more |\n\
              |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n",
         );
-        for row in rows::all() {
+        for row in rows::all().into_iter().chain(curves::points()) {
             for side in row.sides {
                 let lines = self.lines(row.name, *side);
                 if lines.is_empty() {
