@@ -250,7 +250,7 @@ impl Report<'_> {
         let title = "Server CPU per operation, as a part of etcd's";
         chart::ratios(
             title,
-            "less is better; the tick is the goal; (Mainstay : etcd, µs)",
+            "less is better; the tick is the goal, orange misses it; (Mainstay : etcd, µs)",
             &self.bars("cpu_us_per_op"),
         )
     }
@@ -259,7 +259,7 @@ impl Report<'_> {
         let title = "Operations per second, as a multiple of etcd's";
         chart::ratios(
             title,
-            "more is better, capped by the client; the tick is the goal",
+            "more is better, capped by the client; the tick is the goal, orange misses it",
             &self.bars("ops_per_s"),
         )
     }

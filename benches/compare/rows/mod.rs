@@ -59,6 +59,7 @@ pub struct Goal {
 }
 
 /// How far a figure has to reach.
+#[expect(clippy::enum_variant_names, reason = "`at most` and `at least` are how goals are said")]
 #[derive(Clone, Copy, Debug)]
 pub enum Bound {
     /// At most this part of etcd's.

@@ -83,6 +83,7 @@ async fn idle(bench: &Bench) -> Result<Figures> {
 
 async fn late(bench: &Bench) -> Result<Figures> {
     /// Few enough that etcd's batch of a thousand revisions stays a message of usual size.
+    /// (etcd reads the whole rest of the history for each such batch, so fewer would only cost it more.)
     const PUTS_PER_TXN: u64 = 10;
     let cluster = bench.cluster(bench.spec(3)).await;
     let stores = foreign(connections(&cluster, LATE_WATCHERS).await);
