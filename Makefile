@@ -12,8 +12,7 @@ FUZZ_MINUTES ?= 10
 FUZZ_SEED ?= 1
 
 .PHONY: help build cluster cluster-down test fmt lint doc proto client bench bench-micro bench-counts fuzz simulation \
-	jepsen jepsen-long \
-	jepsen-mutants tools-build tools-test tools-bench tools-jepsen
+	jepsen jepsen-long jepsen-mutants tools-build tools-test tools-bench tools-jepsen
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
