@@ -2,7 +2,7 @@
 //!
 //! Only what the calling thread does inside [`counted`] counts: the database's own threads do not, nor does
 //! preparing. Nothing counted asks a clock or draws a number, and the environment is emptied; so the figures
-//! are the same from run to run to far less than a per cent. Between machines they differ a little, because the
+//! are the same from run to run to within about one per cent. Between machines they differ a little, because the
 //! C library chooses its routines by the processor: hence the tolerance.
 
 use std::path::{Path, PathBuf};

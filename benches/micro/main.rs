@@ -26,7 +26,7 @@ use counts::Workload;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What is counted. The log is not: its writer is a thread, and most of its time is the disk's.
-const WORKLOADS: [Workload; 3] = [apply::WORKLOAD, codec::WORKLOAD, watch::WORKLOAD];
+const WORKLOADS: [Workload; 4] = [apply::PUT, apply::TXN, codec::WORKLOAD, watch::WORKLOAD];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();

@@ -2,7 +2,10 @@
 //! the same in every run.
 
 use bytes::Bytes;
-use mainstay::types::{Command, KeyValue, LeaseId, Operation, Put, Revision, Space};
+use mainstay::types::{
+    Command, Compare, CompareOp, CompareTarget, KeyRange, KeyValue, LeaseId, Operation, Put, RangeQuery,
+    Revision, Space, Txn, TxnOp,
+};
 
 /// Keys written to.
 pub const KEYS: u64 = 10_000;
@@ -28,7 +31,20 @@ impl Iterator for Keys {
 
 /// A put as it stands in the log.
 pub fn command(key: Bytes) -> Command {
-    Command::internal(Operation::Put(Put {
+    Command::internal(Operation::Put(put(key)))
+}
+
+/// A transaction as it stands in the log: if the key exists, set it and read it.
+pub fn transaction(key: Bytes) -> Command {
+    let range = KeyRange::Single(key.clone());
+    let (space, target) = (Space::User, CompareTarget::Version(0));
+    let compare = vec![Compare { space, range: range.clone(), op: CompareOp::Greater, target }];
+    let success = vec![TxnOp::Put(put(key)), TxnOp::Range(RangeQuery::all(space, range))];
+    Command::internal(Operation::Txn(Txn { compare, success, failure: Vec::new() }))
+}
+
+fn put(key: Bytes) -> Put {
+    Put {
         space: Space::User,
         key,
         value: vec![b'v'; VALUE_BYTES].into(),
@@ -36,7 +52,7 @@ pub fn command(key: Bytes) -> Command {
         prev_kv: false,
         ignore_value: false,
         ignore_lease: false,
-    }))
+    }
 }
 
 /// A key as it stands after its second put.
