@@ -4,14 +4,11 @@
 //! port is told before anything else is touched, and so that TLS comes in at
 //! one place. A connection speaks HTTP/1.1 or HTTP/2, whichever it begins with.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -20,10 +17,10 @@ use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use super::connection::{Calls, Gathered, Turns};
 use super::context::Remote;
+use super::front::Front;
 use super::{ListenAddress, ServerOptions};
 use crate::telemetry;
 
@@ -198,7 +195,7 @@ impl ConnectionOptions {
 /// finish. Dropping the future cuts them off.
 pub(super) async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: Front,
     options: ConnectionOptions,
     drain: CancellationToken,
 ) {
@@ -220,7 +217,7 @@ pub(super) async fn serve(
             }
         };
         prepare(&stream);
-        let connection = serve_connection(stream, remote, router.clone(), options.clone(), drain.clone());
+        let connection = serve_connection(stream, remote, front.clone(), options.clone(), drain.clone());
         connections.spawn(counted(options.name, connection));
     }
     drop(listener);
@@ -245,7 +242,7 @@ async fn counted(name: &'static str, connection: impl Future<Output = ()>) {
 async fn serve_connection(
     stream: TcpStream,
     remote: SocketAddr,
-    router: Router,
+    front: Front,
     options: ConnectionOptions,
     drain: CancellationToken,
 ) {
@@ -253,13 +250,11 @@ async fn serve_connection(
     let (calls, wire) = (Calls::default(), Gathered::new(stream));
     let service = service_fn({
         let calls = calls.clone();
-        move |mut request: hyper::Request<Incoming>| {
+        move |request: hyper::Request<hyper::body::Incoming>| {
             if STAYING.contains(&request.uri().path()) {
                 calls.keep_next();
             }
-            request.extensions_mut().insert(remote.clone());
-            let mut router = router.clone();
-            async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
+            front.clone().answer(request, remote.clone())
         }
     });
     let builder = options.builder(calls.clone());
