@@ -146,7 +146,6 @@ struct HandedOver {
     /// The call handed over next stays on the connection's task.
     stays: bool,
     calls: Vec<BoxFuture<'static, ()>>,
-    running: usize,
 }
 
 impl Calls {
@@ -159,10 +158,7 @@ impl Calls {
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Calls {
     fn execute(&self, call: F) {
         let mut handed = self.0.lock();
-        static X: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-        let x = *X
-            .get_or_init(|| std::env::var("MAINSTAY_X_LOCAL").ok().and_then(|x| x.parse().ok()).unwrap_or(0));
-        if std::mem::take(&mut handed.stays) || handed.running + handed.calls.len() < x {
+        if std::mem::take(&mut handed.stays) {
             handed.calls.push(Box::pin(call));
             return;
         }
@@ -211,7 +207,6 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
             Poll::<()>::Pending
         }));
         let _ = running.poll_unpin(context);
-        self.calls.0.lock().running = self.running.len();
     }
 
     fn take_calls(&mut self) -> bool {
