@@ -1,6 +1,7 @@
 //! Which service answers a request. Nearly all requests are calls of KV, and those
-//! go straight to it; everything else finds its way through the router, whose
-//! layers and boxes cost some microseconds each time.
+//! go straight to it; so do watches, which pass all they say through what lies
+//! between. Everything else finds its way through the router, whose layers and
+//! boxes cost some microseconds each time.
 
 use std::convert::Infallible;
 
@@ -14,6 +15,7 @@ use tower::Service;
 use super::context::Remote;
 use super::kv::KvService;
 use super::requests::CountRequests;
+use super::watch::WatchService;
 use crate::wire::etcdserverpb::kv_server::KvServer;
 
 /// The body of an answer.
@@ -22,19 +24,27 @@ pub(super) type AnswerBody = Either<tonic::body::Body, axum::body::Body>;
 /// Everything that one port serves.
 #[derive(Clone)]
 pub(super) struct Front {
-    kv: Option<(KvServer<KvService>, CountRequests)>,
+    direct: Option<Direct>,
     router: Router,
 }
 
+/// What is served without the router.
+#[derive(Clone)]
+pub(super) struct Direct {
+    pub kv: KvServer<KvService>,
+    pub watch: WatchService,
+    pub counts: CountRequests,
+}
+
 impl Front {
-    /// The client port. `router` has no KV.
-    pub(super) fn client(kv: KvServer<KvService>, counts: CountRequests, router: Router) -> Front {
-        Front { kv: Some((kv, counts)), router }
+    /// The client port. `router` has nothing of `direct`.
+    pub(super) fn client(direct: Direct, router: Router) -> Front {
+        Front { direct: Some(direct), router }
     }
 
-    /// A port without KV.
+    /// The peer port.
     pub(super) fn peer(router: Router) -> Front {
-        Front { kv: None, router }
+        Front { direct: None, router }
     }
 
     /// Answers a request that came from `remote`.
@@ -44,11 +54,16 @@ impl Front {
         remote: Remote,
     ) -> Result<Response<AnswerBody>, Infallible> {
         request.extensions_mut().insert(remote);
-        let Front { kv, mut router } = self;
-        match kv {
-            Some((mut kv, counts)) if is_call_of(KvServer::<KvService>::NAME, request.uri().path()) => {
-                let path = request.uri().path().to_owned();
+        let Front { direct, mut router } = self;
+        let path = request.uri().path();
+        match direct {
+            Some(Direct { mut kv, counts, .. }) if is_call_of(KvServer::<KvService>::NAME, path) => {
+                let path = path.to_owned();
                 Ok(counts.count(path, kv.call(request)).await?.map(Either::Left))
+            }
+            Some(Direct { mut watch, counts, .. }) if is_call_of(WatchService::NAME, path) => {
+                let path = path.to_owned();
+                Ok(counts.count(path, watch.call(request)).await?.map(Either::Left))
             }
             // Boxed, so that its size is not every request's.
             _ => Ok(Box::pin(router.call(request)).await?.map(Either::Right)),

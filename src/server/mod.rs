@@ -44,7 +44,7 @@ pub use options::{ListenAddress, ServerOptions};
 pub use watch::watch_spec;
 
 use self::context::Shared;
-use self::front::Front;
+use self::front::{Direct, Front};
 use self::listener::ConnectionOptions;
 use self::watch::{WatchService, WatchServiceOptions};
 use crate::env::EnvRef;
@@ -104,7 +104,7 @@ impl Server {
         metrics::gauge!(telemetry::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let shared = Shared::new(node, options, env);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (routes, kv, names) = client_services(&shared);
+        let (routes, kv, watch, names) = client_services(&shared);
         let counts = requests::CountRequests::new(shared.env.clone(), shared.options.slow_request);
         let router = routes
             .add_service(health)
@@ -125,7 +125,7 @@ impl Server {
         }
         let client = Port::open(
             listeners.client,
-            &Front::client(kv, counts, router),
+            &Front::client(Direct { kv, watch, counts }, router),
             &ConnectionOptions::client(&shared.options),
         );
         let peer = Port::open(listeners.peer, &Front::peer(peer_router), &ConnectionOptions::peer());
@@ -201,8 +201,10 @@ impl Port {
     }
 }
 
-/// Every service of the client port but health and reflection, KV apart, and their names.
-fn client_services(shared: &Arc<Shared>) -> (Routes, KvServer<kv::KvService>, Vec<&'static str>) {
+/// Every service of the client port but health and reflection, KV and Watch apart, and their names.
+fn client_services(
+    shared: &Arc<Shared>,
+) -> (Routes, KvServer<kv::KvService>, WatchService, Vec<&'static str>) {
     let limit = shared.options.max_request_bytes + REQUEST_OVERHEAD_BYTES;
     let mut names = Vec::new();
     let mut builder = Routes::builder();
@@ -232,11 +234,10 @@ fn client_services(shared: &Arc<Shared>) -> (Routes, KvServer<kv::KvService>, Ve
         WatchServiceOptions { request_bytes_max: limit, leaderless_grace: shared.options.leaderless_grace },
     );
     names.push(named(&watch));
-    builder.add_service(watch);
     let kv = KvServer::new(kv::KvService::new(shared.clone()));
     names.push(named(&kv));
     let kv = kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX);
-    (builder.routes(), kv, names)
+    (builder.routes(), kv, watch, names)
 }
 
 fn named<S: NamedService>(_: &S) -> &'static str {

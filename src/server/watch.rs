@@ -163,7 +163,8 @@ impl Session {
         let grace = surroundings.options.leaderless_grace;
         let leaderless = wants_leader.then(|| leaderless(surroundings.leader.clone(), grace).boxed());
         let watchers = surroundings.hub.stream();
-        Ok(Session { surroundings, watchers, requests: Requests::new(requests), leaderless, ended: false })
+        let requests = Requests::new(requests, watchers.task().clone());
+        Ok(Session { surroundings, watchers, requests, leaderless, ended: false })
     }
 
     /// The next response; `None` when the client is gone.
@@ -171,9 +172,7 @@ impl Session {
         loop {
             // One request between any two messages, so that a busy watcher can be
             // canceled, and a client that only asks is answered.
-            let request = self.requests.poll(context);
-            let asked = request.is_ready();
-            if let Poll::Ready(request) = request
+            if let Poll::Ready(request) = self.requests.poll()
                 && self.on_request(request).is_none()
             {
                 return Poll::Ready(None);
@@ -188,7 +187,8 @@ impl Session {
                 Poll::Ready(None) => {
                     return Poll::Ready(Some(Err(Status::unavailable(NodeError::Stopped.to_string()))));
                 }
-                Poll::Pending if asked => {}
+                // Looked at now that the task is registered to be told.
+                Poll::Pending if self.requests.any() => {}
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -270,10 +270,10 @@ struct Requests {
     waker: Waker,
 }
 
-/// Whether there may be a request, and the task to tell of it.
+/// Whether there may be a request, and the task to tell of it: that of the watchers.
 struct News {
     any: AtomicBool,
-    task: AtomicWaker,
+    task: Arc<AtomicWaker>,
 }
 
 impl Wake for News {
@@ -288,16 +288,21 @@ impl Wake for News {
 }
 
 impl Requests {
-    fn new(stream: Streaming<WatchRequest>) -> Requests {
-        let news = Arc::new(News { any: AtomicBool::new(true), task: AtomicWaker::new() });
+    fn new(stream: Streaming<WatchRequest>, task: Arc<AtomicWaker>) -> Requests {
+        let news = Arc::new(News { any: AtomicBool::new(true), task });
         Requests { stream: Some(stream), waker: Waker::from(news.clone()), news }
     }
 
+    /// Whether it is worth asking for one.
+    fn any(&self) -> bool {
+        self.stream.is_some() && self.news.any.load(Ordering::Acquire)
+    }
+
     /// The next request. Pending for ever after the last one.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<WatchRequest, Status>> {
-        self.news.task.register(context.waker());
+    fn poll(&mut self) -> Poll<Result<WatchRequest, Status>> {
         let Some(stream) = &mut self.stream else { return Poll::Pending };
-        if !self.news.any.swap(false, Ordering::Acquire) {
+        // Cleared before the stream is asked, so that what comes meanwhile is not missed.
+        if !self.news.any.load(Ordering::Relaxed) || !self.news.any.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         match ready!(stream.poll_next_unpin(&mut Context::from_waker(&self.waker))) {

@@ -379,7 +379,7 @@ impl Read for StateDb {
     }
 
     fn scan(&self, family: Family, lower: &[u8], upper: Option<&[u8]>) -> Cursor<'_> {
-        let options = bounds(lower, upper);
+        let options = bounds(family, lower, upper);
         Cursor { inner: self.db.raw_iterator_cf_opt(self.family(family), options) }
     }
 }
@@ -407,8 +407,8 @@ impl Read for Snapshot {
     }
 
     fn scan(&self, family: Family, lower: &[u8], upper: Option<&[u8]>) -> Cursor<'_> {
+        let options = bounds(family, lower, upper);
         let family = family_of(self.cell.borrow_owner(), family);
-        let options = bounds(lower, upper);
         Cursor { inner: self.cell.borrow_dependent().raw_iterator_cf_opt(family, options) }
     }
 }
@@ -417,8 +417,10 @@ fn family_of(db: &DB, family: Family) -> &ColumnFamily {
     db.cf_handle(family.name()).expect("every family is created at open")
 }
 
-fn bounds(lower: &[u8], upper: Option<&[u8]>) -> ReadOptions {
+fn bounds(family: Family, lower: &[u8], upper: Option<&[u8]>) -> ReadOptions {
     let mut options = ReadOptions::default();
+    // Who scans history goes through it once, and would push out what others read again.
+    options.fill_cache(family != Family::History);
     options.set_iterate_lower_bound(lower);
     if let Some(upper) = upper {
         options.set_iterate_upper_bound(upper);

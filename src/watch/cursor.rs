@@ -53,7 +53,7 @@ impl Watcher {
 pub(super) struct StreamShared {
     pub(super) state: Mutex<StreamState>,
     /// The task that serves the stream, woken when there may be something new to say.
-    pub(super) task: AtomicWaker,
+    pub(super) task: Arc<AtomicWaker>,
 }
 
 #[derive(Default)]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 
+use futures_util::task::AtomicWaker;
+
 use super::cursor::{Mode, StreamShared, StreamState, Watcher, WatcherState};
 use super::history::{Chunk, Past, PastQuery};
 use super::hub::Hub;
@@ -163,6 +165,12 @@ impl WatchStream {
     /// The next message; `None` once the hub is closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<WatchMessage> {
         poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// What [`WatchStream::poll_next`] last registered its task with, before it
+    /// looked at anything: for who else has something to wake that task for.
+    pub fn task(&self) -> &Arc<AtomicWaker> {
+        &self.shared.task
     }
 
     /// [`WatchStream::next`], for who has other things to wait for. Wakes the task
