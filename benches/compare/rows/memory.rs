@@ -21,7 +21,7 @@ use crate::limit::{MemoryLimit, forget, warm};
 const CONTENT: Content = Content { name: "large", keys: 1_000_000, value_bytes: 4096, per_txn: 16 };
 const LIMIT_BYTES: u64 = 1 << 30;
 /// etcd reads its whole store when it starts.
-const READY_LIMIT: Duration = Duration::from_secs(300);
+const READY_LIMIT: Duration = Duration::from_secs(240);
 const CONNECTIONS: usize = 100;
 const CLIENTS: usize = 256;
 
@@ -60,10 +60,13 @@ async fn measure(bench: &Bench) -> Result<Figures> {
     limit.take(node.nodes[0].pid())?;
     let ready = wait_ready(&mut node).await;
     let ready_s = started.elapsed().as_secs_f64();
-    let limited = match ready {
+    // Not to come up is an answer too; why is said here, and not to be guessed from a zero.
+    let limited = match &ready {
         Ok(()) => reads(bench, &node, content.keys).await,
-        Err(_) if limit.kills() > 0 => Reads::default(),
-        Err(error) => return Err(error),
+        Err(error) => {
+            eprintln!("larger-than-memory, {}: with the limit, {error:#}", bench.side.name());
+            Reads::default()
+        }
     };
     ensure!(cached.done > 0, "not one read succeeded");
     Ok(Figures {
@@ -73,7 +76,8 @@ async fn measure(bench: &Bench) -> Result<Figures> {
     }
     .with("cached_ops_per_s", cached.rate)
     .with("of_cached_rate", limited.rate / cached.rate)
-    .with("ready_s", ready_s)
+    .with("ready_s", if ready.is_ok() { ready_s } else { f64::NAN })
+    .with("not_ready", f64::from(u8::from(ready.is_err())))
     .with("peak_mib", limit.peak_bytes() as f64 / f64::from(1 << 20))
     .with("killed_for_memory", limit.kills() as f64))
 }
