@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{Effect, REPLY_BYTES_MAX};
 use crate::mvcc::{self, Found, Keys, ReadError, Visit};
 use crate::storage::layout::{self, Change, Family, Record, VersionRef};
-use crate::storage::{Batch, Read, StateDb, StorageError, codec};
+use crate::storage::{Batch, Read, StateDb, StorageError};
 use crate::types::{
     ApplyError, Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space,
 };
@@ -22,6 +22,9 @@ use crate::types::{
 const RECENT_BYTES_MAX: usize = 16 << 20;
 /// What a kept record takes beside its key and value.
 const RECENT_ENTRY_BYTES: usize = 128;
+
+/// A batch starts with as much room as the last one took, but with no more than this.
+const BATCH_BYTES_KEPT: usize = 1 << 20;
 
 /// The unwritten part of the state.
 #[derive(Default)]
@@ -47,7 +50,8 @@ impl Chunk {
             self.current.clear();
             self.current_bytes = 0;
         }
-        std::mem::take(&mut self.batch)
+        let room_bytes = self.batch.size_bytes().min(BATCH_BYTES_KEPT);
+        std::mem::replace(&mut self.batch, Batch::with_capacity(room_bytes))
     }
 }
 
@@ -132,7 +136,7 @@ impl Transaction {
             let batch = &mut chunk.batch;
             let place = layout::current(space, &key);
             match &record {
-                Some(record) => batch.put(db, Family::Current, &place, &codec::encode(record)),
+                Some(record) => batch.put_encoded(db, Family::Current, &place, record),
                 None => batch.delete(db, Family::Current, &place),
             }
             move_attachment(db, batch, space, &key, prev.as_ref(), record.as_ref());
@@ -142,7 +146,7 @@ impl Transaction {
                 digest: record.as_ref().map_or(0, mvcc::digest),
             };
             let version_key = layout::version(space, &key, self.revision);
-            batch.put(db, Family::Versions, &version_key, &codec::encode(&version));
+            batch.put_encoded(db, Family::Versions, &version_key, &version);
             let kind = if record.is_some() { EventKind::Put } else { EventKind::Delete };
             let change = Change {
                 space,
@@ -152,7 +156,7 @@ impl Transaction {
                 actor: self.actor.clone(),
                 time_ms: self.time_ms,
             };
-            batch.put(db, Family::History, &layout::history(self.revision, sub), &codec::encode(&change));
+            batch.put_encoded(db, Family::History, &layout::history(self.revision, sub), &change);
             let kv = match record {
                 Some(record) => key_value(key.clone(), record),
                 None => mvcc::tombstone(key.clone(), self.revision),

@@ -9,6 +9,7 @@
 mod generated;
 
 pub mod channel;
+pub mod codec;
 pub mod convert;
 mod convert_reply;
 mod convert_txn;

@@ -143,7 +143,7 @@ fn what_cannot_be_is_refused_by_name_before_anything_is_done() {
         let revision = revision(c).await;
         for (args, named) in [
             (&["put", "--clients", "0"][..], "--clients"),
-            (&["put", "--rate", "-1"], "--rate"),
+            (&["put", "--rate", "0"], "--rate"),
             (&["put", "--total", "5", "--seconds", "5s"], "--total"),
             (&["put", "--key-size", "8", "--key-space", "1000000"], "--key-size"),
             (&["range", "--consistency", "bounded=5s"], "--consistency"),

@@ -154,6 +154,10 @@ impl KeyArgs {
         Keys::new(&self.prefix, self.key_size, self.key_space)
             .map_err(|why| CliError::Usage(format!("--key-size: {why}")))
     }
+
+    fn say_what_is_left(&self) {
+        say(format!("the keys are left; `mainstay del --prefix {}` removes them", self.prefix));
+    }
 }
 
 /// How to read.
@@ -245,7 +249,7 @@ impl Bench {
         }
         let workers = Requests::clients(&connections, load.clients as usize, verb, &keys, &value);
         self.drive(name, &load, workers).await?;
-        say(format!("the keys are left; `mainstay del --prefix {}` removes them", args.prefix));
+        args.say_what_is_left();
         Ok(())
     }
 
@@ -277,7 +281,9 @@ impl Bench {
         let plan = load.plan();
         let work = audience.watch(&connections, load.clients as usize, &value, &plan);
         let outcome = self.watched(&tally, &plan, watchers, work).await?;
-        Report { verb: "watch", load: &load, outcome: &outcome }.print(&self.out)
+        Report { verb: "watch", load: &load, outcome: &outcome }.print(&self.out)?;
+        args.say_what_is_left();
+        Ok(())
     }
 
     /// Waits for the load with its progress on the terminal. A signal ends it early; what was done until then counts.
