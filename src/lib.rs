@@ -12,6 +12,8 @@
 // Rank 0: values, the outside world, small parts.
 pub mod env;
 #[cfg(feature = "server")]
+pub mod load;
+#[cfg(feature = "server")]
 pub mod mutant;
 pub mod resilience;
 pub mod telemetry;

@@ -62,6 +62,7 @@ fn generate(proto: &Path) -> Files {
         .out_dir(&out)
         .emit_rerun_if_changed(false)
         .bytes(".")
+        .codec_path("crate::wire::codec::Codec")
         .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
         .compile_fds(with_comments)
         .expect("the definitions generate");

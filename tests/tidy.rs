@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms by rank. A room names only rooms of a lower rank.
 const RANKS: &[&[&str]] = &[
-    &["types", "telemetry", "env", "resilience", "mutant"],
+    &["types", "telemetry", "env", "resilience", "load", "mutant"],
     &["wire", "storage"],
     &["client", "mvcc", "lease", "auth"],
     &["machine", "watch"],

@@ -1,11 +1,11 @@
-//! etcd and Mainstay side by side: the same load by the same foreign client on
-//! three nodes each, in turn, on the same machine in one run.
+//! etcd and Mainstay side by side: the same load by the same foreign client on the same machine, in
+//! turn, row by row.
 //!
-//! The load client shares the machine's cores, so throughput is capped by it;
-//! server CPU per operation, over all three nodes, is the figure to compare.
-//! It measures and prints; it fails only when something does not work.
+//! The load client shares the machine's cores and caps throughput; server CPU per operation, over
+//! all nodes, is the figure to judge by first. It measures and reports, and fails only when a row
+//! does not work. What is measured already is not measured again (`results.rs`).
 //!
-//! `cargo bench --bench compare -- [--seconds 15] [--rounds 1] [--etcd PATH] [--only etcd|mainstay]`
+//! `cargo bench --profile release --bench compare -- --help` lists the arguments.
 #![expect(
     clippy::disallowed_methods,
     reason = "the time that real processes take is measured on the real clock"
@@ -24,216 +24,216 @@ mod target;
 #[allow(dead_code)]
 mod usage;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+mod bench;
+mod chart;
+mod curves;
+mod figures;
+mod foreign;
+mod kept;
+mod limit;
+mod machine;
+mod report;
+mod results;
+mod rows;
 
-use etcd_client::Client;
-use hdrhistogram::Histogram;
+// The client's own work is part of what the machine can do; the servers bring theirs.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-use cluster::{Cluster, Permit, Spec, connect};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Parser;
+
+use bench::{Bench, Side};
+use figures::{Figures, number};
+use results::{Line, Results, Setting};
+use rows::Row;
 use target::Target;
-use usage::{cpu_time, resident_bytes};
 
-const CONNECTIONS: usize = 100;
-const CLIENTS: usize = 256;
-const KEYS: usize = 10_000;
-const VALUE_BYTES: usize = 256;
-
-/// Mainstay's figure must be at most (CPU) or at least (throughput) this part of etcd's.
-const FLOORS: [(&str, f64, f64); 2] = [("put", 0.6, 1.3), ("get", 0.35, 1.5)];
-
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    Put,
-    Get,
-}
-
-impl Op {
-    fn name(self) -> &'static str {
-        match self {
-            Op::Put => "put",
-            Op::Get => "get",
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Figures {
-    ops_per_s: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    cpu_us_per_op: f64,
-    rss_mib: f64,
-    errors: u64,
-}
-
-struct Options {
+/// etcd and Mainstay side by side. Measures what the results file does not have yet.
+#[derive(Debug, Parser)]
+#[command(name = "compare", max_term_width = 110)]
+struct Arguments {
+    /// Only these rows.
+    #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only this side: etcd, mainstay or bare.
+    #[arg(long, value_name = "SIDE", value_parser = |name: &str| Side::of(name).ok_or("no such side"))]
+    side: Option<Side>,
+    /// How long one figure is measured, in seconds.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    rounds: usize,
+    /// How many times each figure is measured; the median counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// The etcd to compare with.
+    #[arg(long, default_value = "etcd", value_name = "PATH")]
     etcd: String,
-    only: Option<String>,
+    /// The Mainstay to measure; the one built with this program when left out.
+    #[arg(long, value_name = "PATH")]
+    mainstay: Option<PathBuf>,
+    /// Only see that every row works: one round, a second each, less data, nothing is kept.
+    #[arg(long)]
+    smoke: bool,
+    /// Measure how cost grows with keys, watchers and nodes, instead of the table's rows.
+    #[arg(long)]
+    curves: bool,
+    /// Measure again what the results file has already.
+    #[arg(long)]
+    again: bool,
+    /// The results file.
+    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results.jsonl"))]
+    results: PathBuf,
+    /// Serve what answers a constant, on this port: the program that the row `bare` measures.
+    #[arg(long, hide = true, value_name = "PORT")]
+    serve_bare: Option<u16>,
+    /// Only write the report (RESULTS.md and charts beside the results file), from what is measured.
+    #[arg(long)]
+    report: bool,
+    /// Print the rows and what they have to reach.
+    #[arg(long)]
+    list: bool,
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
-fn options() -> Options {
-    let args: Vec<String> = std::env::args().collect();
-    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).cloned();
-    Options {
-        seconds: value("--seconds").and_then(|v| v.parse().ok()).unwrap_or(15),
-        rounds: value("--rounds").and_then(|v| v.parse().ok()).unwrap_or(1),
-        etcd: value("--etcd").unwrap_or_else(|| "etcd".into()),
-        only: value("--only"),
+impl Arguments {
+    fn rows(&self) -> Result<Vec<Row>> {
+        let rows = if self.curves { curves::points() } else { rows::all() };
+        for name in &self.only {
+            let known = || rows.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+            ensure!(rows.iter().any(|row| row.name == name), "no row `{name}`; there are {}", known());
+        }
+        let wanted = |row: &Row| self.only.is_empty() || self.only.iter().any(|name| name == row.name);
+        Ok(rows.into_iter().filter(wanted).collect())
     }
-}
 
-fn key(i: usize) -> String {
-    format!("bench/{:08}", i % KEYS)
-}
-
-async fn load(clients: &[Client], op: Op, time: Duration) -> (Histogram<u64>, u64, Duration) {
-    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let value: Arc<Vec<u8>> = Arc::new((0..VALUE_BYTES).map(|_| rand::random()).collect());
-    let started = Instant::now();
-    let tasks: Vec<_> = (0..CLIENTS)
-        .map(|i| {
-            let mut client = clients[i % clients.len()].clone();
-            let (stop, next, value) = (stop.clone(), next.clone(), value.clone());
-            tokio::spawn(async move {
-                let mut histogram = Histogram::<u64>::new(3).expect("three digits are allowed");
-                let mut errors = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let key = key(next.fetch_add(1, Ordering::Relaxed).wrapping_mul(7919));
-                    let since = Instant::now();
-                    let ok = match op {
-                        Op::Put => client.put(key, value.as_slice(), None).await.is_ok(),
-                        Op::Get => client.get(key, None).await.is_ok(),
-                    };
-                    histogram.record(since.elapsed().as_micros() as u64).expect("it grows as needed");
-                    errors += u64::from(!ok);
-                }
-                (histogram, errors)
-            })
-        })
-        .collect();
-    tokio::time::sleep(time).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut all = Histogram::<u64>::new(3).expect("three digits are allowed");
-    let mut errors = 0;
-    for task in tasks {
-        let (histogram, failed) = task.await.expect("the load does not panic");
-        all.add(histogram).expect("same shape");
-        errors += failed;
-    }
-    (all, errors, started.elapsed())
-}
-
-async fn measure(cluster: &Cluster, clients: &[Client], op: Op, seconds: u64) -> Figures {
-    // Warm up, so that connections, caches and files are there.
-    load(clients, op, Duration::from_secs(seconds.div_ceil(5))).await;
-    let cpu = || cluster.nodes.iter().map(|node| cpu_time(node.pid())).sum::<Duration>();
-    let before = cpu();
-    let (histogram, errors, took) = load(clients, op, Duration::from_secs(seconds)).await;
-    let used = cpu() - before;
-    let rss: u64 = cluster.nodes.iter().map(|node| resident_bytes(node.pid())).sum();
-    Figures {
-        ops_per_s: histogram.len() as f64 / took.as_secs_f64(),
-        p50_ms: histogram.value_at_quantile(0.5) as f64 / 1000.0,
-        p99_ms: histogram.value_at_quantile(0.99) as f64 / 1000.0,
-        cpu_us_per_op: used.as_micros() as f64 / histogram.len().max(1) as f64,
-        rss_mib: rss as f64 / f64::from(1 << 20),
-        errors,
-    }
-}
-
-async fn run(target: Target, seconds: u64) -> Vec<Figures> {
-    let mut cluster = Cluster::prepare(Spec { target, ..Spec::nodes(3) }, Permit::take());
-    cluster.start_all();
-    cluster.wait_ready().await;
-    let mut clients = Vec::new();
-    for i in 0..CONNECTIONS {
-        clients.push(connect(&[cluster.nodes[i % 3].url()]).await);
-    }
-    let filled: Vec<_> = (0..KEYS).collect();
-    let tasks: Vec<_> = filled
-        .chunks(KEYS / 50)
-        .enumerate()
-        .map(|(i, keys)| {
-            let (mut client, keys) = (clients[i % CONNECTIONS].clone(), keys.to_vec());
-            tokio::spawn(async move {
-                for i in keys {
-                    client.put(key(i), vec![b'v'; VALUE_BYTES], None).await.expect("the filling succeeds");
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.expect("the filling succeeds");
-    }
-    let mut figures = Vec::new();
-    for op in [Op::Put, Op::Get] {
-        figures.push(measure(&cluster, &clients, op, seconds).await);
-    }
-    figures
-}
-
-fn show(name: &str, op: Op, f: &Figures) {
-    println!(
-        "{name:<10} {:<4} {:>9.0} ops/s  p50 {:>7.2} ms  p99 {:>7.2} ms  server CPU {:>7.1} us/op  RSS {:>6.0} MiB{}",
-        op.name(),
-        f.ops_per_s,
-        f.p50_ms,
-        f.p99_ms,
-        f.cpu_us_per_op,
-        f.rss_mib,
-        if f.errors > 0 { format!("  {} ERRORS", f.errors) } else { String::new() },
-    );
-}
-
-/// The run in the middle by CPU per operation.
-fn median(mut runs: Vec<Figures>) -> Figures {
-    runs.sort_by(|a, b| a.cpu_us_per_op.total_cmp(&b.cpu_us_per_op));
-    runs.swap_remove(runs.len() / 2)
-}
-
-fn main() {
-    let options = options();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
-    println!(
-        "three nodes each, {CONNECTIONS} connections, {CLIENTS} clients, {KEYS} keys, {VALUE_BYTES}-byte values, \
-         {} s per figure, {} round(s), {} cores shared with the load",
-        options.seconds,
-        options.rounds,
-        std::thread::available_parallelism().map_or(0, |n| n.get()),
-    );
-    let mut by_target: Vec<(&str, Vec<Vec<Figures>>)> = vec![("etcd", Vec::new()), ("mainstay", Vec::new())];
-    for _ in 0..options.rounds {
-        for (name, runs) in by_target.iter_mut().filter(|(name, _)| wanted(name)) {
-            let target = if *name == "etcd" { Target::etcd(&options.etcd) } else { Target::mainstay() };
-            let figures = runtime.block_on(run(target, options.seconds));
-            for (op, figures) in [Op::Put, Op::Get].into_iter().zip(&figures) {
-                show(name, op, figures);
-            }
-            runs.push(figures);
+    fn target(&self, side: Side) -> Target {
+        match (side, &self.mainstay) {
+            (Side::Etcd, _) => Target::etcd(&self.etcd),
+            (_, Some(path)) => Target::Mainstay(path.clone()),
+            (_, None) => Target::mainstay(),
         }
     }
-    if options.only.is_some() {
-        return;
+
+    fn bench(&self, side: Side) -> Bench {
+        let seconds = if self.smoke { 1 } else { self.seconds };
+        Bench { side, seconds, smoke: self.smoke, target: self.target(side) }
     }
-    println!("\nmainstay / etcd");
-    for (i, (op, cpu_floor, ops_floor)) in FLOORS.into_iter().enumerate() {
-        let pick = |n: usize| median(by_target[n].1.iter().map(|figures| figures[i].clone()).collect());
-        let (etcd, ours) = (pick(0), pick(1));
-        let (cpu, ops) = (ours.cpu_us_per_op / etcd.cpu_us_per_op, ours.ops_per_s / etcd.ops_per_s);
-        let verdict = |met: bool| if met { "met" } else { "NOT MET" };
-        println!(
-            "{op:<4} CPU/op {cpu:.2} (floor {cpu_floor}, {})  ops/s {ops:.2} (floor {ops_floor}, {})  \
-             p50 {:.2}  p99 {:.2}  RSS {:.2}",
-            verdict(cpu <= cpu_floor),
-            verdict(ops >= ops_floor),
-            ours.p50_ms / etcd.p50_ms,
-            ours.p99_ms / etcd.p99_ms,
-            ours.rss_mib / etcd.rss_mib,
-        );
+}
+
+/// Measures a row once, on a runtime and a thread of its own, so that a panic or a hang is this
+/// row's failure and nobody else's.
+fn measure(row: &Row, bench: &Bench) -> Result<Figures> {
+    let (run, bench) = (row.run, bench.clone());
+    let limit = row.limit + 8 * bench.time();
+    let thread = std::thread::Builder::new().name(row.name.to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let figures = runtime.block_on(async { tokio::time::timeout(limit, run(&bench)).await });
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        figures.map_err(|_| anyhow!("not done after {limit:?}"))?
+    })?;
+    match thread.join() {
+        Ok(figures) => figures,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            bail!("{}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked"))
+        }
     }
+}
+
+fn show(row: &Row, side: Side, round: u64, figures: &Figures, note: &str) {
+    let all: Vec<String> =
+        figures.all().into_iter().map(|(name, value)| format!("{name} {}", number(value))).collect();
+    let errors = if figures.errors > 0 { format!("  {} ERRORS", figures.errors) } else { String::new() };
+    println!("{:<22} {:<9} {round}  {}{errors}{note}", row.name, side.name(), all.join("  "));
+}
+
+/// Measures what is missing; returns how many measurements failed.
+fn measure_all(arguments: &Arguments, setting: &Setting, results: &mut Results) -> Result<usize> {
+    let mut failed = 0;
+    let rows = arguments.rows()?;
+    for round in 1..=if arguments.smoke { 1 } else { arguments.rounds } {
+        for row in &rows {
+            for side in row.sides.iter().filter(|side| arguments.side.is_none_or(|only| only == **side)) {
+                let known = results.find(row.name, side.name(), round as usize, setting);
+                if let Some(line) = known.filter(|_| !arguments.again && !arguments.smoke) {
+                    show(row, *side, round, &line.figures, "  (measured before)");
+                    continue;
+                }
+                match measure(row, &arguments.bench(*side)) {
+                    Err(error) => {
+                        failed += 1;
+                        println!("{:<22} {:<9} {round}  FAILED: {error:#}", row.name, side.name());
+                    }
+                    Ok(figures) => {
+                        show(row, *side, round, &figures, "");
+                        if !arguments.smoke {
+                            results.add(line(row, *side, round, setting, figures))?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(failed)
+}
+
+fn line(row: &Row, side: Side, round: u64, setting: &Setting, figures: Figures) -> Line {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Line {
+        row: row.name.to_owned(),
+        side: side.name().to_owned(),
+        round: round as usize,
+        setting: setting.clone(),
+        at: now.as_secs(),
+        figures,
+    }
+}
+
+fn list() {
+    for row in rows::all() {
+        println!("{:<22} {}", row.name, row.load);
+        for goal in row.goals {
+            println!("{:<22}   {} {}", "", goal.metric, goal.bound);
+        }
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        list();
+        return Ok(());
+    }
+    if let Some(port) = arguments.serve_bare {
+        return rows::serve_bare(port);
+    }
+    let directory = arguments.results.parent().unwrap_or(Path::new("."));
+    if arguments.report {
+        return report::write(&Results::open(&arguments.results)?, directory);
+    }
+    let program = |side| match arguments.target(side) {
+        Target::Mainstay(path) | Target::Etcd(path, _) => path,
+    };
+    let setting = Setting {
+        etcd: machine::version(&program(Side::Etcd))?,
+        mainstay: machine::version_and_hash(&program(Side::Mainstay))?,
+        seconds: arguments.seconds,
+        machine: machine::machine(),
+    };
+    println!("{} | {} | {}", setting.etcd, setting.mainstay, setting.machine);
+    std::fs::create_dir_all(directory).context("making the directory of the results")?;
+    let mut results = Results::open(&arguments.results)?;
+    let measured = measure_all(&arguments, &setting, &mut results);
+    kept::remove();
+    let failed = measured?;
+    if !arguments.smoke {
+        report::write(&results, directory)?;
+    }
+    ensure!(failed == 0, "{failed} measurements failed");
+    Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod api;
 mod args;
+mod bench;
 mod dev;
 mod diagnosis;
 mod doctor;
@@ -101,6 +102,8 @@ enum Verb {
     Recover(recover::RecoverCommand),
     /// Say in words what is wrong with the cluster, and what to do
     Doctor,
+    /// Put load on a store and measure it: this one, or any that speaks etcd's API
+    Bench(bench::BenchCommand),
     /// Run a cluster on this machine, for trying things out
     Dev(dev::DevCommand),
     /// Run a node
@@ -148,6 +151,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let result = match cli.verb {
         // It builds its own runtime, as wide as the machine.
         Verb::Serve(command) => return serve::serve(*command),
+        Verb::Bench(command) => return bench::bench(cli.global, command),
         Verb::Completion { shell } => completion(shell),
         verb => run_client(cli.global, verb),
     };
@@ -200,7 +204,9 @@ async fn dispatch(context: &Context, verb: Verb) -> Result<(), CliError> {
         Verb::Recover(command) => recover::recover(context, command).await,
         Verb::Doctor => doctor::doctor(context).await,
         Verb::Dev(command) => dev::dev(context, command).await,
-        Verb::Serve(_) | Verb::Completion { .. } => unreachable!("handled before a runtime is there"),
+        Verb::Serve(_) | Verb::Bench(_) | Verb::Completion { .. } => {
+            unreachable!("handled before a runtime is there")
+        }
     }
 }
 
@@ -239,6 +245,8 @@ mod tests {
             "move-leader ff",
             "completion bash",
             "dev --nodes 1",
+            "bench put --clients 10 --conns=2 --total 100 --rate 5.5 --key-size=16 --val-size 8 --key-space 10",
+            "bench mixed --reads-percent 50 --consistency=s --seconds 2m",
         ] {
             let words = std::iter::once("mainstay").chain(line.split(' '));
             if let Err(error) = Cli::try_parse_from(words) {
@@ -249,9 +257,18 @@ mod tests {
 
     #[test]
     fn mistakes_are_usage_errors() {
-        for line in
-            ["", "frobnicate", "get", "get a b --prefix", "dev --nodes 0", "lease grant x", "get a -o xml"]
-        {
+        for line in [
+            "",
+            "frobnicate",
+            "get",
+            "get a b --prefix",
+            "dev --nodes 0",
+            "lease grant x",
+            "get a -o xml",
+            "bench put --total 1 --seconds 1",
+            "bench put --rate 0",
+            "bench put --clients 0",
+        ] {
             let words = std::iter::once("mainstay").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

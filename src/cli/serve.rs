@@ -75,7 +75,11 @@ fn try_serve(command: &ServeCommand) -> Result<u8, CliError> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
+    // The threads that write the log and apply need a core, too.
+    let workers =
+        std::thread::available_parallelism().map_or(1, |cores| cores.get().saturating_sub(1).max(1));
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .thread_name("mainstay")
         .build()

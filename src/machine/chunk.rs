@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::{Effect, REPLY_BYTES_MAX};
 use crate::mvcc::{self, Found, Keys, ReadError, Visit};
 use crate::storage::layout::{self, Change, Family, Record, VersionRef};
-use crate::storage::{Batch, Read, StateDb, StorageError, codec};
+use crate::storage::{Batch, Read, StateDb, StorageError};
 use crate::types::{
     ApplyError, Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space,
 };
@@ -22,6 +22,9 @@ use crate::types::{
 const RECENT_BYTES_MAX: usize = 16 << 20;
 /// What a kept record takes beside its key and value.
 const RECENT_ENTRY_BYTES: usize = 128;
+
+/// A batch starts with as much room as the last one took, but with no more than this.
+const BATCH_BYTES_KEPT: usize = 1 << 20;
 
 /// The unwritten part of the state.
 #[derive(Default)]
@@ -32,27 +35,44 @@ pub(super) struct Chunk {
     /// Live keys as the chunk leaves them, by their key in `current`; `None` is removed.
     /// What was written stays for a while, because whoever writes a key soon
     /// writes it again, and would look it up on disk first.
-    current: BTreeMap<Vec<u8>, Option<Record>>,
-    /// About how many bytes `current` has taken in since it was last emptied.
+    current: BTreeMap<Vec<u8>, Known>,
+    /// About how many bytes `current` has.
     current_bytes: usize,
-    /// How `current` was before the open transaction, to undo it.
-    undo: Vec<Undo>,
+    /// Whether a transaction has changed `current` and may yet be abandoned.
+    is_open: bool,
 }
 
 impl Chunk {
     /// Takes out what is to be written; events and effects stay until they are published.
     pub fn take_writes(&mut self) -> Batch {
-        assert!(self.undo.is_empty(), "a transaction is open");
+        assert!(!self.is_open, "a transaction is open");
         if self.current_bytes > RECENT_BYTES_MAX {
             self.current.clear();
             self.current_bytes = 0;
         }
-        std::mem::take(&mut self.batch)
+        let room_bytes = self.batch.size_bytes().min(BATCH_BYTES_KEPT);
+        std::mem::replace(&mut self.batch, Batch::with_capacity(room_bytes))
+    }
+
+    /// Replaces what is known of a live key, and returns what was.
+    fn replace(&mut self, place: &[u8], known: Option<Known>) -> Option<Known> {
+        let bytes = |known: &Known| {
+            let value_bytes = known.as_ref().map_or(0, |record| record.value.len());
+            RECENT_ENTRY_BYTES + place.len() + value_bytes
+        };
+        self.current_bytes += known.as_ref().map_or(0, bytes);
+        let before = match (known, self.current.get_mut(place)) {
+            (Some(known), Some(stands)) => Some(std::mem::replace(stands, known)),
+            (Some(known), None) => self.current.insert(place.to_vec(), known),
+            (None, _) => self.current.remove(place),
+        };
+        self.current_bytes -= before.as_ref().map_or(0, bytes);
+        before
     }
 }
 
-/// One change of `Chunk::current`, and what stood there before it.
-type Undo = (Vec<u8>, Option<Option<Record>>);
+/// What is known of a live key: its record, or that there is none.
+type Known = Option<Record>;
 
 /// The changes of one revision while it is being made. They reach the chunk's
 /// batch only when the whole transaction is known to succeed.
@@ -69,8 +89,12 @@ pub(super) struct Transaction {
 struct Made {
     space: Space,
     key: Bytes,
+    /// The key in `current`.
+    place: Vec<u8>,
     record: Option<Record>,
     prev: Option<Record>,
+    /// What the chunk knew before, to undo the change.
+    before: Option<Known>,
 }
 
 impl Transaction {
@@ -100,11 +124,9 @@ impl Transaction {
         prev: Option<Record>,
     ) {
         let place = layout::current(space, &key);
-        let value_bytes = record.as_ref().map_or(0, |record| record.value.len());
-        chunk.current_bytes += RECENT_ENTRY_BYTES + place.len() + value_bytes;
-        let before = chunk.current.insert(place.clone(), record.clone());
-        chunk.undo.push((place, before));
-        self.changes.push(Made { space, key, record, prev });
+        let before = chunk.replace(&place, Some(record.clone()));
+        chunk.is_open = true;
+        self.changes.push(Made { space, key, place, record, prev, before });
     }
 
     /// Whether the transaction changed nothing, and so has no revision.
@@ -114,25 +136,22 @@ impl Transaction {
 
     /// Puts everything back as it was before the transaction.
     pub fn abandon(self, chunk: &mut Chunk) {
-        for (place, before) in std::mem::take(&mut chunk.undo).into_iter().rev() {
-            match before {
-                Some(before) => chunk.current.insert(place, before),
-                None => chunk.current.remove(&place),
-            };
+        for made in self.changes.into_iter().rev() {
+            chunk.replace(&made.place, made.before);
         }
+        chunk.is_open = false;
     }
 
     /// Makes the changes part of the chunk.
     pub fn commit(self, db: &StateDb, chunk: &mut Chunk) {
-        chunk.undo.clear();
+        chunk.is_open = false;
         let mut events = Vec::with_capacity(self.changes.len());
         for (sub, made) in self.changes.into_iter().enumerate() {
             let sub = u32::try_from(sub).expect("a transaction is far smaller than 4 G changes");
-            let Made { space, key, record, prev } = made;
+            let Made { space, key, place, record, prev, .. } = made;
             let batch = &mut chunk.batch;
-            let place = layout::current(space, &key);
             match &record {
-                Some(record) => batch.put(db, Family::Current, &place, &codec::encode(record)),
+                Some(record) => batch.put_encoded(db, Family::Current, &place, record),
                 None => batch.delete(db, Family::Current, &place),
             }
             move_attachment(db, batch, space, &key, prev.as_ref(), record.as_ref());
@@ -142,7 +161,7 @@ impl Transaction {
                 digest: record.as_ref().map_or(0, mvcc::digest),
             };
             let version_key = layout::version(space, &key, self.revision);
-            batch.put(db, Family::Versions, &version_key, &codec::encode(&version));
+            batch.put_encoded(db, Family::Versions, &version_key, &version);
             let kind = if record.is_some() { EventKind::Put } else { EventKind::Delete };
             let change = Change {
                 space,
@@ -152,7 +171,7 @@ impl Transaction {
                 actor: self.actor.clone(),
                 time_ms: self.time_ms,
             };
-            batch.put(db, Family::History, &layout::history(self.revision, sub), &codec::encode(&change));
+            batch.put_encoded(db, Family::History, &layout::history(self.revision, sub), &change);
             let kv = match record {
                 Some(record) => key_value(key.clone(), record),
                 None => mvcc::tombstone(key.clone(), self.revision),
@@ -213,6 +232,13 @@ impl Keys for Layers<'_> {
     }
 
     fn visit(&self, space: Space, range: &KeyRange, visit: &mut Visit<'_>) -> Result<(), ReadError> {
+        if let KeyRange::Single(key) = range {
+            // What transactions compare and read, nearly always: no cursor is needed for it.
+            if let Some(record) = self.record(space, key)? {
+                let _only_key = visit(key, Found::Decoded(&record))?;
+            }
+            return Ok(());
+        }
         if range.is_empty() {
             return Ok(());
         }

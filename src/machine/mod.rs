@@ -383,7 +383,7 @@ impl Machine {
             return Err(ApplyError::LeaseExists.into());
         }
         let record = LeaseRecord { ttl_s, remaining_s: 0 };
-        self.chunk.batch.put(&self.db, Family::Lease, &layout::lease(id), &codec::encode(&record));
+        self.chunk.batch.put_encoded(&self.db, Family::Lease, &layout::lease(id), &record);
         self.leases.insert(id, record);
         self.chunk.effects.push(Effect::LeaseGranted(id, ttl_s));
         Ok(Outcome::LeaseGrant { id, ttl_s })
@@ -412,7 +412,7 @@ impl Machine {
         for (id, remaining_s) in remaining {
             if let Some(record) = self.leases.get_mut(&id) {
                 record.remaining_s = remaining_s;
-                self.chunk.batch.put(&self.db, Family::Lease, &layout::lease(id), &codec::encode(record));
+                self.chunk.batch.put_encoded(&self.db, Family::Lease, &layout::lease(id), record);
                 self.chunk.effects.push(Effect::LeaseCheckpoint(id, remaining_s));
             }
         }

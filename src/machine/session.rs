@@ -170,7 +170,7 @@ impl Sessions {
         let kept = (encoded_bytes <= REPLY_BYTES_MAX).then(|| reply.clone());
         let write = WriteRecord { fingerprint, revision: reply.revision, reply: kept };
         let key = layout::session_write(request.session, request.sequence);
-        chunk.batch.put(db, Family::Session, &key, &codec::encode(&write));
+        chunk.batch.put_encoded(db, Family::Session, &key, &write);
         let session = self.sessions.get_mut(&request.session).expect("admitted, so the session exists");
         session.writes.insert(request.sequence, write);
     }
@@ -189,6 +189,6 @@ impl WriteRecord {
 }
 
 fn write_session(db: &StateDb, chunk: &mut Chunk, id: u64, record: &SessionRecord) {
-    chunk.batch.put(db, Family::Session, &layout::session(id), &codec::encode(record));
+    chunk.batch.put_encoded(db, Family::Session, &layout::session(id), record);
     chunk.effects.push(Effect::SessionRenewed(id, record.ttl_s, record.renewed));
 }

@@ -50,16 +50,15 @@ impl State {
 
     /// Puts the single values, but for the membership, into a batch.
     pub(super) fn save(&self, db: &StateDb, batch: &mut Batch) {
-        let mut put = |name: &[u8], value: Vec<u8>| batch.put(db, Family::Meta, name, &value);
         if !mutant::is(Mutant::ReplayNotIdempotent) || self.applied.index.is_multiple_of(2) {
-            put(meta::APPLIED, codec::encode(&self.applied));
+            batch.put_encoded(db, Family::Meta, meta::APPLIED, &self.applied);
         }
-        put(meta::REVISION, codec::encode(&self.revision));
-        put(meta::COMPACTED_USER, codec::encode(&self.compacted_user));
-        put(meta::COMPACTED_SYSTEM, codec::encode(&self.compacted_system));
-        put(meta::ALARMS, codec::encode(&self.alarms));
-        put(meta::CLUSTER_VERSION, codec::encode(&self.cluster_version));
-        put(meta::STAMP, codec::encode(&self.stamp_ms));
+        batch.put_encoded(db, Family::Meta, meta::REVISION, &self.revision);
+        batch.put_encoded(db, Family::Meta, meta::COMPACTED_USER, &self.compacted_user);
+        batch.put_encoded(db, Family::Meta, meta::COMPACTED_SYSTEM, &self.compacted_system);
+        batch.put_encoded(db, Family::Meta, meta::ALARMS, &self.alarms);
+        batch.put_encoded(db, Family::Meta, meta::CLUSTER_VERSION, &self.cluster_version);
+        batch.put_encoded(db, Family::Meta, meta::STAMP, &self.stamp_ms);
     }
 
     pub(super) fn compacted(&self, space: Space) -> Revision {

@@ -48,7 +48,10 @@ impl Rig {
 
     fn range(&self, query: &RangeQuery) -> Result<Vec<KeyValue>, ReadError> {
         let view = self.view();
-        Ok(mvcc::range(&view.data, view.marks(query.space), query, 1 << 20)?.kvs)
+        let reply = mvcc::range(&view.data, view.marks(query.space), query, 1 << 20)?;
+        let short = mvcc::range_if_short(&view.data, view.marks(query.space), query, 1 << 20)?;
+        assert!(short.is_none_or(|short| short == reply), "{query:?}");
+        Ok(reply.kvs)
     }
 
     fn hash(&self, revision: Revision) -> u32 {
@@ -84,6 +87,28 @@ fn single(key: &str) -> KeyRange {
 
 fn user(range: KeyRange) -> RangeQuery {
     RangeQuery::all(Space::User, range)
+}
+
+#[test]
+fn only_a_short_range_is_read_where_it_was_asked() {
+    let mut rig = Rig::new();
+    rig.apply(
+        (0..600).map(|n| Command::internal(Operation::Put(put(&format!("k{n:03}"), "v", 0)))).collect(),
+    );
+    rig.one(Operation::Put(put("large", &"v".repeat(300 << 10), 0)));
+    let view = rig.view();
+    let keys = |query: &RangeQuery| {
+        let reply = mvcc::range_if_short(&view.data, view.marks(Space::User), query, 1 << 20).unwrap();
+        reply.map(|reply| reply.kvs.len())
+    };
+    let prefix = |prefix: &'static str| user(KeyRange::prefix(prefix.into()));
+    assert_eq!(keys(&prefix("k1")), Some(100));
+    assert_eq!(keys(&prefix("k")), None, "too many keys");
+    assert_eq!(keys(&RangeQuery { count_only: true, ..prefix("k") }), None, "counting them is a walk, too");
+    assert_eq!(keys(&prefix("l")), None, "too many bytes");
+    assert_eq!(keys(&user(single("large"))), Some(1), "one key is one key");
+    assert_eq!(keys(&RangeQuery { revision: Revision(50), ..prefix("k") }), None, "the past takes seeking");
+    assert_eq!(keys(&RangeQuery { revision: Revision(50), ..user(single("k001")) }), Some(1));
 }
 
 /// One step of a random history.

@@ -80,7 +80,7 @@ pub fn sweep(
         }
         cursor.next();
     }
-    batch.put(db, Family::Meta, name, &codec::encode(&reached));
+    batch.put_encoded(db, Family::Meta, name, &reached);
     db.write(batch)?;
     Ok(if reached == mark { SweepProgress::Done } else { SweepProgress::More })
 }

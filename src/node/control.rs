@@ -143,6 +143,11 @@ pub enum Ask {
     },
     /// Change the membership.
     Member(MemberChange),
+    /// Renew leases.
+    LeasesKeepAlive {
+        /// The leases.
+        ids: Vec<LeaseId>,
+    },
 }
 
 /// One change of the membership.
@@ -227,6 +232,11 @@ pub enum Answer {
     Member(MemberChanged),
     /// It could not be done.
     Failed(NodeError),
+    /// To `LeasesKeepAlive`, in its order.
+    LeasesKeptAlive {
+        /// The TTLs in seconds; 0 when the lease does not exist or has expired.
+        ttls_s: Vec<i64>,
+    },
 }
 
 /// One proposal on its way to the leader.

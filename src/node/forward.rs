@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -116,7 +116,8 @@ async fn drive(core: Arc<Core>, to: NodeId, mut batches: mpsc::Receiver<Vec<Pend
         }
     };
     let mut waiting: BTreeMap<u64, Waiting> = BTreeMap::new();
-    exchange(&core, &mut link, &mut batches, &mut waiting).await;
+    let mut answering = FuturesUnordered::new();
+    exchange(&core, &mut link, &mut batches, &mut waiting, &mut answering).await;
     batches.close();
     while let Some(batch) = batches.recv().await {
         reject(batch, false);
@@ -124,14 +125,16 @@ async fn drive(core: Arc<Core>, to: NodeId, mut batches: mpsc::Receiver<Vec<Pend
     for (_, waiting) in waiting {
         let _ = waiting.answer.send(Outcome::Unknown);
     }
+    while answering.next().await.is_some() {}
 }
 
 /// Sends and receives until either side is done.
-async fn exchange(
-    core: &Core,
+async fn exchange<'a>(
+    core: &'a Core,
     link: &mut ForwardLink,
     batches: &mut mpsc::Receiver<Vec<Pending>>,
     waiting: &mut BTreeMap<u64, Waiting>,
+    answering: &mut FuturesUnordered<BoxFuture<'a, ()>>,
 ) {
     let mut sequence = 0;
     let mut outgoing: Option<Vec<Pending>> = None;
@@ -157,10 +160,11 @@ async fn exchange(
             results = link.results.next() => match results {
                 Some(results) => {
                     heard = Instant::now();
-                    settle(waiting, results);
+                    answering.push(answer_when_applied(core, settle(waiting, results)).boxed());
                 }
                 None => break,
             },
+            Some(()) = answering.next(), if !answering.is_empty() => {}
             // Both directions at once: a full link must not stop its answers.
             permit = link.items.reserve(), if outgoing.is_some() => match permit {
                 Ok(permit) => {
@@ -209,7 +213,11 @@ fn number(batch: Vec<Pending>, sequence: &mut u64, waiting: &mut BTreeMap<u64, W
     items
 }
 
-fn settle(waiting: &mut BTreeMap<u64, Waiting>, results: Vec<ForwardResult>) {
+/// What became of commands, with those who wait for it.
+type Settled = Vec<(Waiting, Outcome)>;
+
+fn settle(waiting: &mut BTreeMap<u64, Waiting>, results: Vec<ForwardResult>) -> Settled {
+    let mut settled = Vec::with_capacity(results.len());
     for result in results {
         let Some(waiting) = waiting.remove(&result.sequence) else { continue };
         let outcome = match result.outcome {
@@ -224,6 +232,23 @@ fn settle(waiting: &mut BTreeMap<u64, Waiting>, results: Vec<ForwardResult>) {
             ForwardOutcome::Rejected { too_many, .. } => Outcome::Rejected { too_many },
             ForwardOutcome::Unknown => Outcome::Unknown,
         };
+        settled.push((waiting, outcome));
+    }
+    settled
+}
+
+/// Answers once this node has applied all of them itself. Who waits would have to wait for that
+/// anyway; so each is woken once, and not by every chunk that is applied meanwhile.
+async fn answer_when_applied(core: &Core, settled: Settled) {
+    let index = |(_, outcome): &(Waiting, Outcome)| match outcome {
+        Outcome::Applied { index, .. } => Some(*index),
+        Outcome::Rejected { .. } | Outcome::Unknown => None,
+    };
+    if let Some(last) = settled.iter().filter_map(index).max() {
+        // When it takes too long, each one's own deadline decides.
+        let _ = core.applied(last, core.deadline(None)).await;
+    }
+    for (waiting, outcome) in settled {
         let _ = waiting.answer.send(outcome);
     }
 }

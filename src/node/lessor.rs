@@ -153,6 +153,14 @@ impl Clocks {
         }
     }
 
+    /// Which of `ids` can be renewed and have less than their full time recorded,
+    /// and their full times.
+    fn shortened(&self, ids: &[LeaseId]) -> Vec<(LeaseId, i64)> {
+        let found = ids.iter().filter_map(|id| Some((*id, self.leases.get(id)?)));
+        let due = found.filter(|(_, clock)| clock.shortened && !clock.expiring);
+        due.map(|(id, clock)| (id, clock.ttl_s)).collect()
+    }
+
     /// Starts a renewed lease again. `None` when it must be told that it is gone.
     fn renew(&mut self, now: Duration, id: LeaseId) -> Option<i64> {
         if self.leases.get(&id)?.expiring {
@@ -276,31 +284,28 @@ impl Lessor {
         }
     }
 
-    /// Renews a lease. `None` when this node does not lead, and nothing was done.
+    /// Renews leases: the TTL of each, 0 for one that does not exist. `None` when
+    /// this node does not lead, and nothing was done.
     pub async fn keep_alive(
         &self,
         core: &Core,
         reads: &Reads,
         proposer: &Proposer,
-        id: LeaseId,
+        ids: &[LeaseId],
         deadline: Instant,
-    ) -> Result<Option<i64>, NodeError> {
+    ) -> Result<Option<Vec<i64>>, NodeError> {
         let Some(term) = self.confirmed(core, reads, deadline).await? else { return Ok(None) };
-        let (shortened, ttl_s) = {
+        let remaining = {
             let clocks = self.clocks.lock();
             if clocks.term != term {
                 return Ok(None);
             }
-            match clocks.leases.get(&id) {
-                None => return Ok(Some(0)),
-                Some(clock) if clock.expiring => return Ok(Some(0)),
-                Some(clock) => (clock.shortened, clock.ttl_s),
-            }
+            clocks.shortened(ids)
         };
-        if shortened {
+        if !remaining.is_empty() {
             // A recorded short remainder would make the next leader end the
             // lease early; the full time is recorded before it is promised.
-            let operation = Operation::LeaseCheckpoint { term, remaining: vec![(id, ttl_s)] };
+            let operation = Operation::LeaseCheckpoint { term, remaining };
             if proposer.propose_here(operation).await?.is_none() {
                 return Ok(None);
             }
@@ -310,8 +315,8 @@ impl Lessor {
             return Ok(None);
         }
         let now = self.now();
-        metrics::counter!(telemetry::LEASE_KEEP_ALIVES).increment(1);
-        Ok(Some(clocks.renew(now, id).unwrap_or(0)))
+        metrics::counter!(telemetry::LEASE_KEEP_ALIVES).increment(ids.len() as u64);
+        Ok(Some(ids.iter().map(|id| clocks.renew(now, *id).unwrap_or(0)).collect()))
     }
 
     /// How long a lease still has. `None` when this node does not lead.

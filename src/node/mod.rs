@@ -28,6 +28,7 @@ mod paused;
 mod propose;
 mod read;
 mod recover;
+mod renewals;
 mod start;
 mod sweeper;
 mod tasks;
@@ -171,10 +172,7 @@ impl Node {
     /// When no leader confirmed the renewal in time; it is then not promised.
     pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<i64, NodeError> {
         let deadline = self.inner.core.deadline(None);
-        match self.inner.desk.ask_leader(Ask::LeaseKeepAlive { id }, deadline).await? {
-            Answer::LeaseKeptAlive { ttl_s } => Ok(ttl_s),
-            other => Err(unexpected(&other)),
-        }
+        self.inner.renewals.renew(&self.inner.desk, id, deadline).await
     }
 
     /// What is known of a lease, asked of the leader.

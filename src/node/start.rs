@@ -25,6 +25,7 @@ use super::membership::Membership;
 use super::options::{Bootstrap, NodeOptions};
 use super::propose::Proposer;
 use super::read::Reads;
+use super::renewals::Renewals;
 use super::tasks::{Exit, ExitReason, Tasks};
 use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
 use crate::env::{EnvRef, off_thread};
@@ -74,6 +75,7 @@ pub struct NodeParts {
 pub(super) struct Inner {
     pub core: Arc<Core>,
     pub desk: Arc<Desk>,
+    pub renewals: Arc<Renewals>,
     /// What serves reads: by a quorum, or by the leader's lease where that was chosen.
     pub reads: Arc<Reads>,
     pub hub: Arc<Hub>,
@@ -400,11 +402,13 @@ async fn assemble(
     let (own, accepting) = (core.clone(), proposer.clone());
     tasks.start("forward-accept", |stop| forward::accept(own, accepting, ends, stop));
     let desk = Arc::new(Desk { core: core.clone(), reads: strict, proposer, lessor, membership });
+    let renewals = Renewals::start(&desk, &tasks);
     let gauges = Arc::new(StoreGauges { raft: raft.live().clone(), log: engine, data_dir: data_dir.clone() });
     let run_once = parking_lot::Mutex::new(Some(RunParts { place, ears }));
     Ok(Inner {
         core,
         desk,
+        renewals,
         reads,
         hub,
         forward_ends,

@@ -39,16 +39,6 @@ impl KvService {
         KvService { shared }
     }
 
-    /// Reads from the newest view. What may walk many keys leaves the threads
-    /// that serve everyone else.
-    async fn read<T: Send + 'static>(
-        &self,
-        quick: bool,
-        read: impl FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
-    ) -> Result<(Revision, T), ServeError> {
-        read_view(&self.shared, quick, read).await
-    }
-
     async fn txn_from_view(
         &self,
         txn: Txn,
@@ -59,27 +49,29 @@ impl KvService {
             self.shared.barrier(caller).await?;
         }
         let budget = self.shared.options.max_range_bytes;
-        let (revision, reply) = self.read(false, move |view| read_txn(view, &txn, budget)).await?;
+        let (revision, reply) = read_view(&self.shared, move |view| read_txn(view, &txn, budget)).await?;
         Ok(Reply { revision, outcome: Ok(Outcome::Txn(reply)) })
     }
 }
 
-/// Reads from the newest view and says at which revision.
-pub(super) async fn read_view<T: Send + 'static>(
-    shared: &Arc<Shared>,
-    quick: bool,
-    read: impl FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
+/// Reads from the newest view what is quick to read, and says at which revision.
+pub(super) fn read_here<T>(
+    shared: &Shared,
+    read: impl FnOnce(&View) -> Result<T, ReadError>,
 ) -> Result<(Revision, T), ServeError> {
     let view = shared.view()?;
-    let revision = view.revision;
-    let result = match quick {
-        true => read(&view),
-        false => tokio::task::spawn_blocking(move || read(&view)).await.map_err(ServeError::of_join)?,
-    };
-    match result {
-        Ok(value) => Ok((revision, value)),
-        Err(error) => Err(ServeError::of_read(&shared.node, error)),
-    }
+    let value = read(&view).map_err(|error| ServeError::of_read(&shared.node, error))?;
+    Ok((view.revision, value))
+}
+
+/// The same for what may walk many keys: it leaves the threads that serve everyone else.
+pub(super) async fn read_view<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    read: impl FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
+) -> Result<(Revision, T), ServeError> {
+    let own = shared.clone();
+    let read = tokio::task::spawn_blocking(move || read_here(&own, read));
+    read.await.map_err(ServeError::of_join)?
 }
 
 /// Whether all reads of a transaction may be stale; etcd asks every one of them.
@@ -113,9 +105,15 @@ impl Kv for KvService {
             self.shared.barrier(&caller).await?;
         }
         let budget = self.shared.options.max_range_bytes;
-        let quick = matches!(query.range, KeyRange::Single(_));
-        let read = move |view: &View| mvcc::range(&view.data, view.marks(Space::User), &query, budget);
-        let (revision, reply) = self.read(quick, read).await?;
+        let short = |view: &View| mvcc::range_if_short(&view.data, view.marks(Space::User), &query, budget);
+        let (revision, reply) = match read_here(&self.shared, short)? {
+            (revision, Some(reply)) => (revision, reply),
+            (_, None) => {
+                let read =
+                    move |view: &View| mvcc::range(&view.data, view.marks(Space::User), &query, budget);
+                read_view(&self.shared, read).await?
+            }
+        };
         count_read(&reply);
         Ok(Response::new(wire::range_response(self.shared.header(revision), reply)))
     }
@@ -230,7 +228,7 @@ impl Cursor {
         let read = move |view: &View| {
             mvcc::range_piece(&view.data, view.marks(Space::User), &query, STREAM_PIECE_BYTES)
         };
-        let (revision, piece) = read_view(shared, false, read).await?;
+        let (revision, piece) = read_view(shared, read).await?;
         let header = *self.header.get_or_insert(revision);
         if self.query.revision.0 <= 0 {
             self.query.revision = header;
@@ -268,7 +266,7 @@ impl Cursor {
         let query =
             RangeQuery { count_only: true, limit: 0, sort_order: SortOrder::None, ..self.query.clone() };
         let read = move |view: &View| mvcc::range(&view.data, view.marks(Space::User), &query, usize::MAX);
-        let (revision, reply) = read_view(shared, false, read).await?;
+        let (revision, reply) = read_view(shared, read).await?;
         Ok((revision, reply.count))
     }
 

@@ -4,25 +4,24 @@
 //! port is told before anything else is touched, and so that TLS comes in at
 //! one place. A connection speaks HTTP/1.1 or HTTP/2, whichever it begins with.
 
-use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
+use super::connection::{Calls, Gathered, Turns};
 use super::context::Remote;
+use super::front::Front;
 use super::{ListenAddress, ServerOptions};
 use crate::telemetry;
 
@@ -34,6 +33,9 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long an HTTP/1.1 client may take to send its headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Methods whose calls live long and say little at a time.
+const STAYING: &[&str] = &["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"];
 
 /// Why a listener could not be opened.
 #[derive(Debug, Error)]
@@ -174,8 +176,8 @@ impl ConnectionOptions {
         }
     }
 
-    fn builder(&self) -> Builder<TokioExecutor> {
-        let mut builder = Builder::new(TokioExecutor::new());
+    fn builder(&self, calls: Calls) -> Builder<Calls> {
+        let mut builder = Builder::new(calls);
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         // The timer comes first: an interval without one panics.
         builder
@@ -194,11 +196,10 @@ impl ConnectionOptions {
 /// finish. Dropping the future cuts them off.
 pub(super) async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: Front,
     options: ConnectionOptions,
     drain: CancellationToken,
 ) {
-    let builder = Arc::new(options.builder());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -217,7 +218,7 @@ pub(super) async fn serve(
             }
         };
         prepare(&stream);
-        let connection = serve_connection(stream, remote, router.clone(), builder.clone(), drain.clone());
+        let connection = serve_connection(stream, remote, front.clone(), options.clone(), drain.clone());
         connections.spawn(counted(options.name, connection));
     }
     drop(listener);
@@ -242,23 +243,30 @@ async fn counted(name: &'static str, connection: impl Future<Output = ()>) {
 async fn serve_connection(
     stream: TcpStream,
     remote: SocketAddr,
-    router: Router,
-    builder: Arc<Builder<TokioExecutor>>,
+    front: Front,
+    options: ConnectionOptions,
     drain: CancellationToken,
 ) {
     let remote = Remote(remote.ip().to_string().into());
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(remote.clone());
-        let mut router = router.clone();
-        async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
+    let (calls, wire) = (Calls::default(), Gathered::new(stream));
+    let service = service_fn({
+        let calls = calls.clone();
+        move |request: hyper::Request<Incoming>| {
+            if STAYING.contains(&request.uri().path()) {
+                calls.keep_next();
+            }
+            front.clone().answer(request, remote.clone())
+        }
     });
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let builder = options.builder(calls.clone());
+    let connection = builder.serve_connection(TokioIo::new(wire.clone()), service);
     let mut connection = std::pin::pin!(connection);
+    let mut turns = Turns::new(wire, calls);
     let result = tokio::select! {
-        result = connection.as_mut() => result,
+        result = poll_fn(|context| turns.turn(connection.as_mut(), context)) => result,
         () = drain.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            poll_fn(|context| turns.turn(connection.as_mut(), context)).await
         }
     };
     if let Err(error) = result {

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::context::{Caller, Rpc, Shared};
 use super::error::ServeError;
-use super::kv::read_view;
+use super::kv::{read_here, read_view};
 use crate::mvcc::{self, View};
 use crate::node::control::JoinRequest;
 use crate::node::{MemberView, NodeError};
@@ -64,7 +64,7 @@ impl Sessions for SessionsService {
                 bytes.map(|bytes| codec::decode("session", &bytes)).transpose()?;
             Ok(record.map_or(0, |record| record.ttl_s))
         };
-        let (_, ttl_s) = read_view(&self.shared, true, read).await?;
+        let (_, ttl_s) = read_here(&self.shared, read)?;
         Ok(Response::new(pb::RenewResponse { ttl_s }))
     }
 }
@@ -90,7 +90,7 @@ impl History for HistoryService {
         let time_ms = request.get_ref().time_ms;
         self.shared.barrier(&caller).await?;
         let read = move |view: &View| mvcc::revision_at(&view.data, view.marks(Space::User), time_ms);
-        let (_, found) = read_view(&self.shared, false, read).await?;
+        let (_, found) = read_view(&self.shared, read).await?;
         Ok(Response::new(pb::RevisionAtResponse { revision: found.revision.0, compacted: found.compacted }))
     }
 }

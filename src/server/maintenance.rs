@@ -155,7 +155,7 @@ impl Maintenance for MaintenanceService {
             }
             Ok(both)
         };
-        let (revision, hash) = read_view(&self.shared, false, read).await?;
+        let (revision, hash) = read_view(&self.shared, read).await?;
         Ok(Response::new(pb::HashResponse { header: Some(self.shared.header(revision)), hash }))
     }
 
@@ -166,7 +166,7 @@ impl Maintenance for MaintenanceService {
         self.shared.caller(&request, Rpc::Member)?;
         let asked = Revision(request.get_ref().revision.max(0));
         let read = move |view: &View| mvcc::hash_kv(&view.data, view.marks(Space::User), Space::User, asked);
-        let (revision, hash) = read_view(&self.shared, false, read).await?;
+        let (revision, hash) = read_view(&self.shared, read).await?;
         Ok(Response::new(pb::HashKvResponse {
             header: Some(self.shared.header(revision)),
             hash: hash.hash,

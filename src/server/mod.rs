@@ -7,10 +7,12 @@
 
 mod auth;
 mod cluster;
+mod connection;
 mod context;
 pub mod control;
 mod election;
 mod error;
+mod front;
 mod health;
 mod http;
 mod kv;
@@ -42,6 +44,7 @@ pub use options::{ListenAddress, ServerOptions};
 pub use watch::watch_spec;
 
 use self::context::Shared;
+use self::front::{Direct, Front};
 use self::listener::ConnectionOptions;
 use self::watch::{WatchService, WatchServiceOptions};
 use crate::env::EnvRef;
@@ -101,7 +104,8 @@ impl Server {
         metrics::gauge!(telemetry::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let shared = Shared::new(node, options, env);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (routes, names) = client_services(&shared);
+        let (routes, kv, watch, names) = client_services(&shared);
+        let counts = requests::CountRequests::new(shared.env.clone(), shared.options.slow_request);
         let router = routes
             .add_service(health)
             .add_service(reflection().build_v1().expect("the descriptor is compiled from the definitions"))
@@ -109,7 +113,7 @@ impl Server {
                 reflection().build_v1alpha().expect("the descriptor is compiled from the definitions"),
             )
             .into_axum_router()
-            .layer(requests::CountRequests::new(shared.env.clone(), shared.options.slow_request))
+            .layer(counts.clone())
             .merge(http::routes(shared.clone(), metrics.clone()))
             .fallback(http::not_found);
         let peer_router = Routes::new(peer::service(shared.node.raft_receiver().clone()))
@@ -119,8 +123,12 @@ impl Server {
         if let Some(metrics) = metrics {
             tasks.push(("metrics upkeep", tokio::spawn(upkeep(shared.clone(), metrics))));
         }
-        let client = Port::open(listeners.client, &router, &ConnectionOptions::client(&shared.options));
-        let peer = Port::open(listeners.peer, &peer_router, &ConnectionOptions::peer());
+        let client = Port::open(
+            listeners.client,
+            &Front::client(Direct { kv, watch, counts }, router),
+            &ConnectionOptions::client(&shared.options),
+        );
+        let peer = Port::open(listeners.peer, &Front::peer(peer_router), &ConnectionOptions::peer());
         Server { shared, client, peer, tasks }
     }
 
@@ -168,16 +176,11 @@ impl Server {
 }
 
 impl Port {
-    fn open(
-        listeners: Vec<tokio::net::TcpListener>,
-        router: &axum::Router,
-        options: &ConnectionOptions,
-    ) -> Port {
+    fn open(listeners: Vec<tokio::net::TcpListener>, front: &Front, options: &ConnectionOptions) -> Port {
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
         let drain = CancellationToken::new();
-        let serve = |listener| {
-            tokio::spawn(listener::serve(listener, router.clone(), options.clone(), drain.clone()))
-        };
+        let serve =
+            |listener| tokio::spawn(listener::serve(listener, front.clone(), options.clone(), drain.clone()));
         Port { addresses, listeners: listeners.into_iter().map(serve).collect(), drain }
     }
 
@@ -198,8 +201,10 @@ impl Port {
     }
 }
 
-/// Every service of the client port but health and reflection, and their names.
-fn client_services(shared: &Arc<Shared>) -> (Routes, Vec<&'static str>) {
+/// Every service of the client port but health and reflection, KV and Watch apart, and their names.
+fn client_services(
+    shared: &Arc<Shared>,
+) -> (Routes, KvServer<kv::KvService>, WatchService, Vec<&'static str>) {
     let limit = shared.options.max_request_bytes + REQUEST_OVERHEAD_BYTES;
     let mut names = Vec::new();
     let mut builder = Routes::builder();
@@ -214,7 +219,6 @@ fn client_services(shared: &Arc<Shared>) -> (Routes, Vec<&'static str>) {
         };
     }
     serve! {
-        KvServer(kv::KvService::new(shared.clone())),
         LeaseServer(lease::LeaseService::new(shared.clone())),
         ClusterServer(cluster::ClusterService::new(shared.clone())),
         MaintenanceServer(maintenance::MaintenanceService::new(shared.clone())),
@@ -230,8 +234,10 @@ fn client_services(shared: &Arc<Shared>) -> (Routes, Vec<&'static str>) {
         WatchServiceOptions { request_bytes_max: limit, leaderless_grace: shared.options.leaderless_grace },
     );
     names.push(named(&watch));
-    builder.add_service(watch);
-    (builder.routes(), names)
+    let kv = KvServer::new(kv::KvService::new(shared.clone()));
+    names.push(named(&kv));
+    let kv = kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX);
+    (builder.routes(), kv, watch, names)
 }
 
 fn named<S: NamedService>(_: &S) -> &'static str {

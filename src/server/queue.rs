@@ -96,7 +96,7 @@ pub(super) async fn look(
     query: RangeQuery,
 ) -> Result<(Revision, RangeReply), ServeError> {
     let read = move |view: &View| mvcc::range(&view.data, view.marks(query.space), &query, QUEUE_BYTES_MAX);
-    read_view(shared, false, read).await
+    read_view(shared, read).await
 }
 
 /// What a stream of watchers says next; an error once the node stops.

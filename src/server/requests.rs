@@ -55,6 +55,28 @@ impl CountRequests {
     }
 }
 
+impl CountRequests {
+    /// Counts the request for `path` that `answer` is the answer to.
+    pub(super) async fn count<B, E>(
+        self,
+        path: String,
+        answer: impl Future<Output = Result<Response<B>, E>>,
+    ) -> Result<Response<B>, E> {
+        let shared = self.shared;
+        let in_flight = InFlight::new(&shared.in_flight);
+        let started = shared.env.monotonic();
+        let response = answer.await?;
+        drop(in_flight);
+        // An error stands in the head; after an answer the trailers say OK.
+        let code = match response.headers().get("grpc-status") {
+            Some(status) => Code::from_bytes(status.as_bytes()),
+            None => Code::Ok,
+        };
+        shared.done(&path, code, shared.env.monotonic().saturating_sub(started));
+        Ok(response)
+    }
+}
+
 impl Counters {
     fn method(&self, path: &str) -> Arc<Method> {
         if let Some(method) = self.methods.read().get(path) {
@@ -113,7 +135,7 @@ impl<S> Layer<S> for CountRequests {
     type Service = CountedService<S>;
 
     fn layer(&self, inner: S) -> CountedService<S> {
-        CountedService { inner, shared: self.shared.clone() }
+        CountedService { inner, counts: self.clone() }
     }
 }
 
@@ -121,7 +143,7 @@ impl<S> Layer<S> for CountRequests {
 #[derive(Clone)]
 pub(super) struct CountedService<S> {
     inner: S,
-    shared: Arc<Counters>,
+    counts: CountRequests,
 }
 
 impl<S> Service<Request<Body>> for CountedService<S>
@@ -138,21 +160,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let shared = self.shared.clone();
         let path = request.uri().path().to_owned();
-        let in_flight = InFlight::new(&shared.in_flight);
-        let started = shared.env.monotonic();
         let answer = self.inner.call(request);
-        Box::pin(async move {
-            let response = answer.await?;
-            drop(in_flight);
-            // An error stands in the head; after an answer the trailers say OK.
-            let code = match response.headers().get("grpc-status") {
-                Some(status) => Code::from_bytes(status.as_bytes()),
-                None => Code::Ok,
-            };
-            shared.done(&path, code, shared.env.monotonic().saturating_sub(started));
-            Ok(response)
-        })
+        Box::pin(self.counts.clone().count(path, answer))
     }
 }

@@ -8,17 +8,18 @@
 //! response that carries it, which is why the codec here is our own.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::task::AtomicWaker;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use prost::Message as _;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::codegen::{Body, Service, StdError, http};
 use tonic::metadata::AsciiMetadataValue;
@@ -123,16 +124,15 @@ struct WatchMethod {
 
 impl tonic::server::StreamingService<WatchRequest> for WatchMethod {
     type Response = Frame;
-    type ResponseStream = BoxStream<'static, Result<Frame, Status>>;
+    type ResponseStream = Session;
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<WatchRequest>>) -> Self::Future {
         let surroundings = self.surroundings.clone();
         Box::pin(async move {
             let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
-            let requests = request.into_inner().boxed();
-            let session = Session::new(surroundings, requests, wants_leader)?;
-            let mut response = tonic::Response::new(session.into_stream().boxed());
+            let session = Session::new(surroundings, request.into_inner(), wants_leader)?;
+            let mut response = tonic::Response::new(session);
             response.metadata_mut().insert(names::EXACT_PROGRESS, AsciiMetadataValue::from_static("true"));
             Ok(response)
         })
@@ -143,83 +143,60 @@ impl tonic::server::StreamingService<WatchRequest> for WatchMethod {
 struct Session {
     surroundings: Arc<Surroundings>,
     watchers: WatchStream,
-    /// `None` when the client has closed its side: its watchers go on.
-    requests: Option<BoxStream<'static, Result<WatchRequest, Status>>>,
-    /// Followed when the client asked for a leader.
-    leader: Option<watch::Receiver<NodeId>>,
-    /// When the patience with a node without a leader ends.
-    leaderless_until: Option<Instant>,
+    requests: Requests,
+    /// Ready when the node was without a leader for too long; never when the client
+    /// asked for none.
+    leaderless: Option<BoxFuture<'static, ()>>,
+    /// The last word was said.
+    ended: bool,
 }
 
 impl Session {
     fn new(
         surroundings: Arc<Surroundings>,
-        requests: BoxStream<'static, Result<WatchRequest, Status>>,
+        requests: Streaming<WatchRequest>,
         wants_leader: bool,
     ) -> Result<Session, Status> {
         if wants_leader && *surroundings.leader.borrow() == 0 {
             return Err(no_leader());
         }
-        let leader = wants_leader.then(|| surroundings.leader.clone());
+        let grace = surroundings.options.leaderless_grace;
+        let leaderless = wants_leader.then(|| leaderless(surroundings.leader.clone(), grace).boxed());
         let watchers = surroundings.hub.stream();
-        Ok(Session { surroundings, watchers, requests: Some(requests), leader, leaderless_until: None })
-    }
-
-    fn into_stream(self) -> impl futures_util::Stream<Item = Result<Frame, Status>> + Send {
-        futures_util::stream::unfold(Some(self), |session| async {
-            let mut session = session?;
-            match session.turn().await? {
-                Ok(frame) => Some((Ok(frame), Some(session))),
-                Err(status) => Some((Err(status), None)),
-            }
-        })
+        let requests = Requests::new(requests, watchers.task().clone());
+        Ok(Session { surroundings, watchers, requests, leaderless, ended: false })
     }
 
     /// The next response; `None` when the client is gone.
-    async fn turn(&mut self) -> Option<Result<Frame, Status>> {
-        // One request between any two messages, so that a busy watcher can be
-        // canceled, and a client that only asks is answered.
-        if let Some(requests) = &mut self.requests
-            && let Some(request) = requests.next().now_or_never()
-        {
-            self.on_request(request)?;
-        }
+    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame, Status>>> {
         loop {
-            let leaderless = async {
-                let grace = self.surroundings.options.leaderless_grace;
-                match &mut self.leader {
-                    Some(leader) => leaderless(leader, &mut self.leaderless_until, grace).await,
-                    None => std::future::pending().await,
+            // One request between any two messages, so that a busy watcher can be
+            // canceled, and a client that only asks is answered.
+            if let Poll::Ready(request) = self.requests.poll()
+                && self.on_request(request).is_none()
+            {
+                return Poll::Ready(None);
+            }
+            if let Some(leaderless) = &mut self.leaderless
+                && leaderless.poll_unpin(context).is_ready()
+            {
+                return Poll::Ready(Some(Err(no_leader())));
+            }
+            match self.watchers.poll_next(context) {
+                Poll::Ready(Some(message)) => return Poll::Ready(Some(Ok(self.frame(message)))),
+                Poll::Ready(None) => {
+                    return Poll::Ready(Some(Err(Status::unavailable(NodeError::Stopped.to_string()))));
                 }
-            };
-            let request = async {
-                match &mut self.requests {
-                    Some(requests) => requests.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = leaderless => return Some(Err(no_leader())),
-                message = self.watchers.next() => {
-                    let stopped = || Status::unavailable(NodeError::Stopped.to_string());
-                    return Some(message.map(|message| self.frame(message)).ok_or_else(stopped));
-                }
-                request = request => self.on_request(request)?,
+                // Looked at now that the task is registered to be told.
+                Poll::Pending if self.requests.any() => {}
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
 
     /// Does what the client asks; `None` when it is gone.
-    fn on_request(&mut self, request: Option<Result<WatchRequest, Status>>) -> Option<()> {
-        let request = match request {
-            Some(request) => request.ok()?,
-            None => {
-                self.requests = None;
-                return Some(());
-            }
-        };
-        match request.request_union {
+    fn on_request(&mut self, request: Result<WatchRequest, Status>) -> Option<()> {
+        match request.ok()?.request_union {
             Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => self.watchers.cancel(cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.watchers.request_progress(),
@@ -270,28 +247,86 @@ impl Session {
     }
 }
 
-/// Returns when the node has been without a leader until the end of the grace
-/// that began when that was first seen.
-async fn leaderless(leader: &mut watch::Receiver<NodeId>, until: &mut Option<Instant>, grace: Duration) {
-    loop {
-        let led = *leader.borrow_and_update() != 0;
-        let deadline = match led {
-            true => None,
-            false => Some(*until.get_or_insert_with(|| Instant::now() + grace)),
-        };
-        *until = deadline;
-        let changed = async {
-            if leader.changed().await.is_err() {
-                // The node is stopping, and the hub will say so.
-                std::future::pending::<()>().await;
+impl Stream for Session {
+    type Item = Result<Frame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let turn = ready!(self.poll_turn(context));
+        self.ended = !matches!(turn, Some(Ok(_)));
+        Poll::Ready(turn)
+    }
+}
+
+/// What the client asks, looked at only when there is something: a stream hears
+/// of changes far more often than it is asked.
+struct Requests {
+    /// `None` when the client has closed its side: its watchers go on.
+    stream: Option<Streaming<WatchRequest>>,
+    news: Arc<News>,
+    /// Of `news`.
+    waker: Waker,
+}
+
+/// Whether there may be a request, and the task to tell of it: that of the watchers.
+struct News {
+    any: AtomicBool,
+    task: Arc<AtomicWaker>,
+}
+
+impl Wake for News {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.any.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+impl Requests {
+    fn new(stream: Streaming<WatchRequest>, task: Arc<AtomicWaker>) -> Requests {
+        let news = Arc::new(News { any: AtomicBool::new(true), task });
+        Requests { stream: Some(stream), waker: Waker::from(news.clone()), news }
+    }
+
+    /// Whether it is worth asking for one.
+    fn any(&self) -> bool {
+        self.stream.is_some() && self.news.any.load(Ordering::Acquire)
+    }
+
+    /// The next request. Pending for ever after the last one.
+    fn poll(&mut self) -> Poll<Result<WatchRequest, Status>> {
+        let Some(stream) = &mut self.stream else { return Poll::Pending };
+        // Cleared before the stream is asked, so that what comes meanwhile is not missed.
+        if !self.news.any.load(Ordering::Relaxed) || !self.news.any.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        match ready!(stream.poll_next_unpin(&mut Context::from_waker(&self.waker))) {
+            Some(request) => {
+                self.news.any.store(true, Ordering::Release);
+                Poll::Ready(request)
             }
-        };
-        match deadline {
-            None => changed.await,
-            Some(deadline) => tokio::select! {
-                () = changed => {}
-                () = tokio::time::sleep_until(deadline) => return,
-            },
+            None => {
+                self.stream = None;
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Returns when the node has been without a leader for the grace.
+async fn leaderless(mut leader: watch::Receiver<NodeId>, grace: Duration) {
+    loop {
+        // The sender is gone when the node is stopping, and the hub will say so.
+        if leader.wait_for(|leader| *leader == 0).await.is_err() {
+            return std::future::pending().await;
+        }
+        if tokio::time::timeout(grace, leader.wait_for(|leader| *leader != 0)).await.is_err() {
+            return;
         }
     }
 }

@@ -4,6 +4,8 @@
 //! encoding is bincode 2's standard configuration, with a limit that grows with
 //! what there is to read.
 
+use std::cell::Cell;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -30,15 +32,46 @@ const VALUE_BYTES_MAX: usize = 64 << 20;
 const FORMAT: u8 = 1;
 /// Bytes before the encoded value.
 const HEADER_BYTES: usize = 5;
+/// The most that a thread keeps for encoding the next value.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
 
 /// Encodes `value` into its envelope.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = vec![FORMAT, 0, 0, 0, 0];
-    bincode::serde::encode_into_std_write(value, &mut bytes, Config::<LIMIT_BYTES>::default())
-        .expect("our own types always encode: no field is skipped, untagged or of unknown length");
-    let crc = crc32c::crc32c(&bytes[HEADER_BYTES..]);
-    bytes[1..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+    thread_local! {
+        /// Where values are laid out before their size is known: growing each one's own vector byte by
+        /// byte costs several times the encoding itself.
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    encode_into(value, &mut scratch);
+    if scratch.len() > SCRATCH_BYTES_MAX {
+        return scratch;
+    }
+    let bytes = scratch.as_slice().to_vec();
+    SCRATCH.set(scratch);
     bytes
+}
+
+/// Encodes `value` into its envelope, after what `out` holds already.
+pub fn encode_into<T: Serialize>(value: &T, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[FORMAT, 0, 0, 0, 0]);
+    bincode::serde::encode_into_writer(value, Appender(out), Config::<LIMIT_BYTES>::default())
+        .expect("our own types always encode: no field is skipped, untagged or of unknown length");
+    let (header, body) = out[start..].split_at_mut(HEADER_BYTES);
+    header[1..].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
+}
+
+/// Writes to the end of a vector.
+struct Appender<'a>(&'a mut Vec<u8>);
+
+impl bincode::enc::write::Writer for Appender<'_> {
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// Decodes what [`encode`] made. `what` names the record in the error.

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::hub::{Hub, TICKS_PER_INTERVAL};
 use super::{WatchMessage, WatchSpec};
@@ -52,8 +52,8 @@ impl Watcher {
 #[derive(Default)]
 pub(super) struct StreamShared {
     pub(super) state: Mutex<StreamState>,
-    /// There may be something new to say.
-    pub(super) news: Notify,
+    /// The task that serves the stream, woken when there may be something new to say.
+    pub(super) task: Arc<AtomicWaker>,
 }
 
 #[derive(Default)]
@@ -119,30 +119,37 @@ impl StreamState {
 impl StreamShared {
     /// There may be something new to say.
     pub(super) fn wake(&self) {
-        self.news.notify_one();
+        self.task.wake();
     }
 
-    /// A revision changed something in the watcher's range.
-    pub(super) fn offer(&self, hub: &Hub, watcher: &Watcher, revision: Revision, kind: EventKind) {
+    /// A revision changed something in the watcher's range. True when the stream is
+    /// to be woken: with older changes waiting, it was woken for those.
+    #[must_use]
+    pub(super) fn offer(&self, hub: &Hub, watcher: &Watcher, revision: Revision, kind: EventKind) -> bool {
         if !watcher.wants(kind) {
-            return;
+            return false;
         }
         let mut state = self.state.lock();
-        let Some(found) = state.get_mut(watcher) else { return };
-        let Mode::Live(pending) = &mut found.mode else { return };
+        let Some(found) = state.get_mut(watcher) else { return false };
+        let Mode::Live(pending) = &mut found.mode else { return false };
         if revision < found.cursor || pending.back() == Some(&revision) {
-            return;
+            return false;
         }
         match pending.front().copied() {
             None => {
                 pending.push_back(revision);
                 state.ready.push_back(watcher.id);
+                true
             }
-            Some(first) if pending.len() >= PENDING_MAX => state.fall_behind(hub, watcher.id, first),
-            Some(_) => pending.push_back(revision),
+            Some(first) if pending.len() >= PENDING_MAX => {
+                state.fall_behind(hub, watcher.id, first);
+                true
+            }
+            Some(_) => {
+                pending.push_back(revision);
+                false
+            }
         }
-        drop(state);
-        self.wake();
     }
 
     /// The ring lost what follows `from`; `head` is where matching goes on.

@@ -21,7 +21,7 @@ use crate::types::{ApplyError, KeyRange, Revision, RevisionEvents, Space};
 const CHANGES_PER_READ: usize = 10_000;
 /// Reads kept for others. With the reads' own bound this bounds the memory;
 /// the oldest is dropped first.
-const CHUNKS_KEPT: usize = 8;
+const CHUNKS_KEPT: usize = 16;
 
 /// Where the store stands.
 #[derive(Clone, Copy, Debug)]

@@ -241,6 +241,9 @@ impl Hub {
         let last = last.revision;
         let registry = self.registry.lock();
         self.matching.store(last.0, Ordering::SeqCst);
+        // Woken at the end, so that a connection with many streams has all of them
+        // to serve when it begins.
+        let mut told: Vec<&Arc<Watcher>> = Vec::new();
         for entry in &batch {
             for event in &entry.events {
                 let event = event.event();
@@ -249,10 +252,13 @@ impl Hub {
                     Space::System => &registry.system,
                 };
                 index.visit(&event.kv.key, |watcher| {
-                    watcher.stream.offer(self, watcher, entry.revision, event.kind);
+                    if watcher.stream.offer(self, watcher, entry.revision, event.kind) {
+                        told.push(watcher);
+                    }
                 });
             }
         }
+        told.iter().for_each(|watcher| watcher.stream.wake());
         drop(registry);
         self.matched.send_replace(last);
         true

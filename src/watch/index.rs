@@ -101,7 +101,7 @@ impl<W> Index<W> {
     }
 
     /// Visits every watcher whose range holds `key`, each once.
-    pub(super) fn visit(&self, key: &[u8], mut found: impl FnMut(&W)) {
+    pub(super) fn visit<'a>(&'a self, key: &[u8], mut found: impl FnMut(&'a W)) {
         for watcher in self.exact.get(key).into_iter().flat_map(BTreeMap::values) {
             found(watcher);
         }
@@ -209,7 +209,7 @@ fn merge<W>(below: Link<W>, above: Link<W>) -> Link<W> {
     }
 }
 
-fn stab<W>(link: &Link<W>, key: &[u8], found: &mut impl FnMut(&W)) {
+fn stab<'a, W>(link: &'a Link<W>, key: &[u8], found: &mut impl FnMut(&'a W)) {
     let Some(node) = link else { return };
     if !node.end_max.is_after(key) {
         return;

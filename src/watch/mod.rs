@@ -63,7 +63,7 @@ impl Default for HubOptions {
         HubOptions {
             ring_bytes_max: 32 << 20,
             progress_interval: Duration::from_secs(600),
-            message_bytes: 1 << 20,
+            message_bytes: 256 << 10,
             fragment_bytes: (1536 + 512) << 10,
             catch_up_reads_max: 4,
             inline_reads: false,

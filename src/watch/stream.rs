@@ -5,12 +5,13 @@
 //! its cursors. The hub only marks which watchers a revision concerns.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 
-use tokio::sync::watch;
+use futures_util::task::AtomicWaker;
 
 use super::cursor::{Mode, StreamShared, StreamState, Watcher, WatcherState};
 use super::history::{Chunk, Past, PastQuery};
@@ -38,7 +39,7 @@ pub struct WatchStream {
     /// Whether a watcher that is behind has the next turn.
     behind_first: bool,
     /// Followed while the client waits for progress.
-    matched: Option<watch::Receiver<Revision>>,
+    matched: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 type Step = Pin<Box<dyn Future<Output = (Arc<Watcher>, Result<Caught, StorageError>)> + Send>>;
@@ -153,7 +154,7 @@ impl WatchStream {
             return self.shared.state.lock().outbox.push_front(message);
         }
         self.shared.state.lock().progress_all = Some(revision);
-        self.matched = Some(self.hub.matched().subscribe());
+        self.follow_matched();
     }
 
     /// The store's revision, for messages that are about the stream.
@@ -163,52 +164,63 @@ impl WatchStream {
 
     /// The next message; `None` once the hub is closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<WatchMessage> {
-        let mut steps = 0;
-        loop {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// What [`WatchStream::poll_next`] last registered its task with, before it
+    /// looked at anything: for who else has something to wake that task for.
+    pub fn task(&self) -> &Arc<AtomicWaker> {
+        &self.shared.task
+    }
+
+    /// [`WatchStream::next`], for who has other things to wait for. Wakes the task
+    /// that asked last.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<WatchMessage>> {
+        // First, so that what comes while the rest is looked at is not missed.
+        self.shared.task.register(context.waker());
+        for _ in 0..STEPS_PER_TURN {
             if self.hub.is_closed() {
-                return None;
+                return Poll::Ready(None);
             }
             if let Some(message) = self.say() {
-                return Some(message);
+                return Poll::Ready(Some(message));
             }
-            if self.work() {
-                steps += 1;
-                if steps % STEPS_PER_TURN == 0 {
-                    tokio::task::yield_now().await;
-                }
-                continue;
+            if !self.work() && !self.heard(context) {
+                return Poll::Pending;
             }
-            self.wait().await;
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes in what was read of the past, and whether revisions were matched.
+    /// False when there is only to wait.
+    fn heard(&mut self, context: &mut Context<'_>) -> bool {
+        if let Some(step) = &mut self.step
+            && let Poll::Ready((watcher, caught)) = step.as_mut().poll(context)
+        {
+            self.step = None;
+            match caught {
+                Ok(caught) => self.take_in(&watcher, caught),
+                Err(error) => self.hub.fail(error),
+            }
+            return true;
+        }
+        let Some(matched) = &mut self.matched else { return false };
+        match matched.as_mut().poll(context) {
+            Poll::Ready(()) => {
+                self.follow_matched();
+                true
+            }
+            Poll::Pending => false,
         }
     }
 
-    /// Waits until there may be something to do, and takes in what was read.
-    async fn wait(&mut self) {
-        let read = async {
-            match self.step.as_mut() {
-                Some(step) => step.await,
-                None => std::future::pending().await,
-            }
-        };
-        let matched = async {
-            match self.matched.as_mut() {
-                // The hub, which this stream keeps alive, owns the sender.
-                Some(matched) => drop(matched.changed().await),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.shared.news.notified() => {}
-            () = matched => {}
-            (watcher, caught) = read => {
-                self.step = None;
-                match caught {
-                    Ok(caught) => self.take_in(&watcher, caught),
-                    Err(error) => self.hub.fail(error),
-                }
-            }
-        }
+    /// Hears of the revisions matched from now on.
+    fn follow_matched(&mut self) {
+        let mut matched = self.hub.matched().subscribe();
+        // The hub, which this stream keeps alive, owns the sender.
+        self.matched = Some(Box::pin(async move { drop(matched.changed().await) }));
     }
 
     /// What is decided, or can be decided without a step.

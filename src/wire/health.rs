@@ -5,7 +5,8 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
+
+use super::codec::Codec;
 
 /// Which service is asked about.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -47,7 +48,7 @@ pub async fn check(channel: Channel, service: &str) -> Result<ServingStatus, Sta
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let request = Request::new(HealthCheckRequest { service: service.to_owned() });
     let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let codec: ProstCodec<HealthCheckRequest, HealthCheckResponse> = ProstCodec::default();
+    let codec: Codec<HealthCheckRequest, HealthCheckResponse> = Codec::default();
     let response = grpc.unary(request, path, codec).await?;
     Ok(response.into_inner().status())
 }

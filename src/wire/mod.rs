@@ -9,9 +9,12 @@
 mod generated;
 
 pub mod channel;
+pub mod codec;
 pub mod convert;
 mod convert_reply;
 mod convert_txn;
+#[cfg(feature = "server")]
+pub mod direct;
 pub mod health;
 pub mod metadata;
 

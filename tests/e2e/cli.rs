@@ -14,34 +14,43 @@ use crate::checks::*;
 use crate::cluster::{Cluster, Permit, Spec, block_on, connect, fresh_root, on_cluster, on_own_cluster};
 use crate::target::{self, Target, mainstay_binary, not_in_etcd};
 
-const OK: i32 = 0;
-const USAGE: i32 = 2;
+pub const OK: i32 = 0;
+pub const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
 const CONFLICT: i32 = 4;
-const UNAVAILABLE: i32 = 6;
+pub const UNAVAILABLE: i32 = 6;
 
-struct Tool {
+/// The tool, asked about some nodes.
+pub struct Tool {
     endpoints: String,
 }
 
 impl Tool {
-    fn of(c: &Cluster, nodes: &[usize]) -> Tool {
+    /// At one address.
+    pub fn at(endpoint: &str) -> Tool {
+        Tool { endpoints: endpoint.to_owned() }
+    }
+
+    /// At these nodes.
+    pub fn of(c: &Cluster, nodes: &[usize]) -> Tool {
         Tool { endpoints: nodes.iter().map(|i| c.nodes[*i].url()).collect::<Vec<_>>().join(",") }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// Its command line.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(mainstay_binary());
         command.arg("--endpoints").arg(&self.endpoints).args(args).stdin(Stdio::null());
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    /// Runs it.
+    pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("the tool runs")
     }
 
     /// Runs it, asserts the exit code, gives what it printed on stdout.
     #[track_caller]
-    fn code(&self, code: i32, args: &[&str]) -> String {
+    pub fn code(&self, code: i32, args: &[&str]) -> String {
         let output = self.run(args);
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         assert_eq!(output.status.code(), Some(code), "{args:?}\n{out}\n{err}");
@@ -55,7 +64,7 @@ impl Tool {
     }
 
     #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
+    pub fn json(&self, args: &[&str]) -> Value {
         let mut all = args.to_vec();
         all.extend(["-o", "json"]);
         let text = self.ok(&all);

@@ -45,6 +45,7 @@ mod semantics_lock;
 mod semantics_settings;
 
 mod cli;
+mod cli_bench;
 mod crash;
 mod etcdctl;
 mod failover;
