@@ -43,11 +43,15 @@ pub fn tell(tap: &Tap, path: &Path, happened: Happened) {
 /// A disk of which is known what would outlive a power failure.
 #[derive(Clone, Default)]
 struct Disk {
-    files: BTreeMap<String, (Vec<u8>, Vec<(u64, Vec<u8>)>)>,
+    /// What is durable of each, and what was written since.
+    files: BTreeMap<String, (Vec<u8>, Writes)>,
     names: BTreeSet<String>,
     /// Names that came (`true`) and went, and are not synced.
     unsynced_names: Vec<(String, bool)>,
 }
+
+/// Offsets and bytes.
+type Writes = Vec<(u64, Vec<u8>)>;
 
 const SECTOR: u64 = 512;
 
