@@ -351,7 +351,8 @@ proptest! {
             rig.apply(commands);
             if number % sweep_every == 0 {
                 let mark = rig.view().compacted_user;
-                while mvcc::sweep(rig.machine.db(), Space::User, mark, 2).unwrap() == SweepProgress::More {}
+                let mut walked = mvcc::Walked::default();
+                while mvcc::sweep(rig.machine.db(), Space::User, mark, 2, &mut walked).unwrap() == SweepProgress::More {}
                 // A sweep deletes only what no reader can see, so nothing published changes.
             }
             if number == reopen_at {
@@ -416,7 +417,10 @@ fn a_time_finds_its_revision_also_after_compaction() {
     for mark in [12, 13, stamps[stamps.len() - 1].0.0] {
         let mark = Revision(mark);
         rig.one(Operation::Compact { space: Space::User, revision: mark }).outcome.unwrap();
-        while mvcc::sweep(rig.machine.db(), Space::User, mark, 7).unwrap() == SweepProgress::More {}
+        let mut walked = mvcc::Walked::default();
+        while mvcc::sweep(rig.machine.db(), Space::User, mark, 7, &mut walked).unwrap() == SweepProgress::More
+        {
+        }
         let marked = stamps.iter().find(|(revision, _)| *revision == mark).unwrap().1;
         let next = stamps.iter().find(|(revision, _)| *revision > mark).map_or(u64::MAX, |(_, stamp)| *stamp);
         for time in 0..45 {

@@ -20,7 +20,7 @@ mod view;
 pub use events::{EventQuery, events, tombstone};
 pub use hash::{KvHash, digest, hash_kv};
 pub use range::{Found, Keys, Visit, range, range_at_head, range_bounds, range_if_short, range_piece};
-pub use sweep::{SweepProgress, sweep};
+pub use sweep::{SweepProgress, Walked, sweep};
 pub use time::{RevisionAt, revision_at};
 pub use view::{Published, View};
 

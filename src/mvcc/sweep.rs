@@ -6,6 +6,10 @@
 //! the keys. A tombstone below the mark goes too; one *at* the mark stays until
 //! the next sweep, because a watch may still start there.
 
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
 use super::version_at;
 use crate::mutant::{self, Mutant};
 use crate::storage::layout::{self, Change, Family, meta};
@@ -21,9 +25,39 @@ pub enum SweepProgress {
     Done,
 }
 
+/// The newest change of each key that one run of a sweep has come across, so that most predecessors
+/// need no lookup. It may forget.
+#[derive(Debug, Default)]
+pub struct Walked {
+    newest: HashMap<Bytes, (Revision, u32)>,
+    bytes: usize,
+}
+
+/// Keys that are remembered have about so many bytes.
+const WALKED_BYTES_MAX: usize = 16 << 20;
+/// What a remembered key takes beside itself.
+const WALKED_ENTRY_BYTES: usize = 64;
+
+impl Walked {
+    /// Takes note of a change; the one before it, if it is remembered.
+    fn replace(&mut self, key: &Bytes, revision: Revision, sub: u32) -> Option<(Revision, u32)> {
+        if let Some(newest) = self.newest.get_mut(key) {
+            return Some(std::mem::replace(newest, (revision, sub)));
+        }
+        if self.bytes > WALKED_BYTES_MAX {
+            *self = Walked::default();
+        }
+        self.bytes += WALKED_ENTRY_BYTES + key.len();
+        // A copy, so that it does not keep what stood around it.
+        self.newest.insert(Bytes::copy_from_slice(key), (revision, sub));
+        None
+    }
+}
+
 /// Deletes what the mark made unreadable, looking at up to `changes_max`
 /// changes. Resumes by itself, also after a crash: progress is written together
-/// with the deletions. Does not change what any reader can see.
+/// with the deletions. Does not change what any reader can see. `walked` is for
+/// the calls up to one mark; a new one costs time only.
 ///
 /// # Errors
 /// Storage errors; the node must stop.
@@ -32,6 +66,7 @@ pub fn sweep(
     space: Space,
     mark: Revision,
     changes_max: usize,
+    walked: &mut Walked,
 ) -> Result<SweepProgress, StorageError> {
     let name = match space {
         Space::User => meta::SWEPT_USER,
@@ -67,7 +102,16 @@ pub fn sweep(
         looked_at += 1;
         let change: Change = codec::decode("history", value)?;
         if change.space == space {
-            forget_before(db, &mut batch, space, &change.key, revision)?;
+            let before = walked.replace(&change.key, revision, sub);
+            let is_new = change.record.as_ref().is_some_and(|record| record.version == 1);
+            match before {
+                // The step before ended with it.
+                Some((at, _)) if at == revision => {}
+                Some((at, sub)) => forget(db, &mut batch, space, &change.key, at, sub),
+                // Before it stood a tombstone or nothing, and tombstones go by themselves, below.
+                None if is_new => {}
+                None => forget_before(db, &mut batch, space, &change.key, revision)?,
+            }
             if mutant::is(Mutant::CompactionDropsTombstone)
                 && let Some((at, newest)) = version_at(db, space, &change.key, Revision(i64::MAX))?
                 && newest.tombstone

@@ -8,16 +8,17 @@ use super::core::Core;
 use super::start::Ears;
 use super::tasks::Tasks;
 use crate::env::off_thread;
-use crate::mvcc::{SweepProgress, sweep};
+use crate::mvcc::{SweepProgress, Walked, sweep};
 use crate::raft::LiveState;
 use crate::storage::StorageError;
 use crate::types::{Revision, Space};
 
-/// Changes looked at in one step.
-const STEP_CHANGES: usize = 2_000;
-/// The least pause between two steps; a step that took longer is followed by a
-/// pause as long as itself, so that sweeping takes half the disk at most.
+/// Changes looked at in one step, which is one write that others wait for.
+const STEP_CHANGES: usize = 500;
+/// The least pause between two steps,
 const STEP_PAUSE_MIN: Duration = Duration::from_millis(10);
+/// and how many times as long as the step before it: sweeping takes a tenth of a core and of the disk.
+const STEP_PAUSE_FACTOR: u32 = 9;
 
 /// Starts the task.
 pub(super) fn start(core: &Arc<Core>, live: &LiveState, ears: Arc<Ears>, tasks: &Tasks) {
@@ -43,12 +44,20 @@ async fn run(core: &Core, live: &LiveState, ears: &Ears) {
 
 /// False when the node has to stop.
 async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision) -> bool {
+    let mut walked = Walked::default();
     loop {
         let db = live.db();
         let started = core.env.monotonic();
-        let step = off_thread(&core.env, move || sweep(&db, space, mark, STEP_CHANGES));
+        let mut taken = std::mem::take(&mut walked);
+        let step = off_thread(&core.env, move || {
+            let done = sweep(&db, space, mark, STEP_CHANGES, &mut taken);
+            (done, taken)
+        });
         let done: Result<SweepProgress, StorageError> = match step.await {
-            Ok(done) => done,
+            Ok((done, taken)) => {
+                walked = taken;
+                done
+            }
             // The runtime is going down.
             Err(error) if error.is_cancelled() => return false,
             Err(error) => {
@@ -60,7 +69,7 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision) -
             Ok(SweepProgress::Done) => return true,
             Ok(SweepProgress::More) => {
                 let took = core.env.monotonic().saturating_sub(started);
-                tokio::time::sleep(took.max(STEP_PAUSE_MIN)).await;
+                tokio::time::sleep((took * STEP_PAUSE_FACTOR).max(STEP_PAUSE_MIN)).await;
             }
             Err(error) => {
                 core.fail(error);

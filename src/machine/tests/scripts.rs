@@ -69,7 +69,10 @@ impl Runner for Teller {
             "events" => self.events(number(0)?),
             "sweep" => {
                 let mark = self.rig.view().compacted_user;
-                while mvcc::sweep(self.rig.machine.db(), Space::User, mark, 1)? == SweepProgress::More {}
+                let mut walked = mvcc::Walked::default();
+                while mvcc::sweep(self.rig.machine.db(), Space::User, mark, 1, &mut walked)?
+                    == SweepProgress::More
+                {}
                 self.rig.one(Operation::SessionRenew { session: 0 });
                 let rows = |family| {
                     let view = self.rig.view();
