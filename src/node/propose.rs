@@ -83,6 +83,8 @@ pub(super) struct Proposer {
     forwarded: Admission,
     local: mpsc::Sender<Pending>,
     remote: mpsc::Sender<Pending>,
+    /// Looked up once, because every proposal counts.
+    seconds: metrics::Histogram,
 }
 
 impl Proposer {
@@ -100,6 +102,7 @@ impl Proposer {
             forwarded: Admission::new(options.in_flight_count, options.in_flight_bytes),
             local,
             remote,
+            seconds: metrics::histogram!(telemetry::PROPOSAL_SECONDS),
         };
         let own = core.clone();
         tasks.start("propose", |stop| run_local(own, local_queue, stop));
@@ -126,7 +129,7 @@ impl Proposer {
         };
         let deadline = self.core.deadline(context.timeout);
         let result = self.until_applied(body, Some(admitted), repeatable, deadline).await;
-        metrics::histogram!(telemetry::PROPOSAL_SECONDS).record(started.elapsed().as_secs_f64());
+        self.seconds.record(started.elapsed().as_secs_f64());
         if result.is_err() {
             metrics::counter!(telemetry::PROPOSALS_FAILED).increment(1);
         }

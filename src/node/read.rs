@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::{Counter, Histogram};
 use openraft::{LinearizerOption, ReadPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -47,6 +48,9 @@ pub(super) struct Reads {
     /// The round that has not begun yet, if anybody waits for it.
     next: Mutex<Option<Round>>,
     wanted: Notify,
+    /// Looked up once, because every read counts.
+    barriers: Counter,
+    seconds: Histogram,
 }
 
 impl Reads {
@@ -70,8 +74,14 @@ impl Reads {
         name: &'static str,
         option: LinearizerOption,
     ) -> Arc<Reads> {
-        let (next, wanted) = (Mutex::default(), Notify::new());
-        let reads = Arc::new(Reads { core: core.clone(), option, next, wanted });
+        let reads = Arc::new(Reads {
+            core: core.clone(),
+            option,
+            next: Mutex::default(),
+            wanted: Notify::new(),
+            barriers: metrics::counter!(telemetry::READ_BARRIERS),
+            seconds: metrics::histogram!(telemetry::READ_BARRIER_SECONDS),
+        });
         let own = reads.clone();
         tasks.start(name, |stop| own.run(stop));
         reads
@@ -87,13 +97,13 @@ impl Reads {
             return Ok(());
         }
         let started = Instant::now();
-        metrics::counter!(telemetry::READ_BARRIERS).increment(1);
+        self.barriers.increment(1);
         let waited = match self.confirm(deadline).await {
             Ok(confirmed) => self.core.applied(confirmed.index, deadline).await,
             Err(error) => Err(error),
         };
         waited.inspect_err(|_| metrics::counter!(telemetry::READ_BARRIERS_FAILED).increment(1))?;
-        metrics::histogram!(telemetry::READ_BARRIER_SECONDS).record(started.elapsed().as_secs_f64());
+        self.seconds.record(started.elapsed().as_secs_f64());
         Ok(())
     }
 

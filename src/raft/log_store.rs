@@ -61,6 +61,9 @@ pub struct LogStore {
     permits: usize,
     /// Number of the newest append.
     appends: u64,
+    /// What is known to be committed, until the next append takes it along: nothing rests on its
+    /// being saved at once, and by itself it would wake the writer once more for each append.
+    committed_unsaved: Option<Bytes>,
 }
 
 /// The log as replication and apply read it. Clones share it.
@@ -195,12 +198,25 @@ impl LogStore {
             unflushed: Arc::new(Semaphore::new(permits)),
             permits,
             appends: 0,
+            committed_unsaved: None,
         })
+    }
+
+    fn submit_committed(&mut self) {
+        if let Some(position) = self.committed_unsaved.take() {
+            self.shared.engine.submit(LogOp::SaveCommitted { position });
+        }
     }
 
     /// A reader of this log.
     pub fn reader(&self) -> LogReader {
         LogReader { shared: self.shared.clone() }
+    }
+}
+
+impl Drop for LogStore {
+    fn drop(&mut self) {
+        self.submit_committed();
     }
 }
 
@@ -234,9 +250,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        let position = record::encode_position(committed.as_ref()).into();
+        self.committed_unsaved = Some(record::encode_position(committed.as_ref()).into());
         self.shared.log.lock().committed = committed;
-        self.shared.engine.submit(LogOp::SaveCommitted { position });
         Ok(())
     }
 
@@ -291,6 +306,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             drop(permit);
             callback.io_completed(result.map_err(io::Error::other));
         });
+        self.submit_committed();
         self.shared.engine.submit(LogOp::Append { records, done });
         Ok(())
     }

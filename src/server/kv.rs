@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::Stream;
+use metrics::Counter;
 use tonic::{Request, Response, Status};
 
 use super::context::{Caller, Guarded, Rpc, Shared};
@@ -32,11 +33,33 @@ const STREAM_PIECE_BYTES: usize = 1 << 20;
 /// The KV service.
 pub(crate) struct KvService {
     shared: Arc<Shared>,
+    read: ReadCounters,
+}
+
+/// What reads gave. Looked up once, because every read counts.
+struct ReadCounters {
+    keys: Counter,
+    bytes: Counter,
+}
+
+impl ReadCounters {
+    fn new() -> ReadCounters {
+        ReadCounters {
+            keys: metrics::counter!(telemetry::RANGE_KEYS),
+            bytes: metrics::counter!(telemetry::RANGE_BYTES),
+        }
+    }
+
+    fn count(&self, reply: &RangeReply) {
+        let bytes: usize = reply.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+        self.keys.increment(reply.kvs.len() as u64);
+        self.bytes.increment(bytes as u64);
+    }
 }
 
 impl KvService {
     pub(crate) fn new(shared: Arc<Shared>) -> KvService {
-        KvService { shared }
+        KvService { shared, read: ReadCounters::new() }
     }
 
     async fn txn_from_view(
@@ -88,12 +111,6 @@ fn is_serializable(txn: &TxnRequest) -> bool {
     reads && all(&txn.success) && all(&txn.failure)
 }
 
-fn count_read(reply: &RangeReply) {
-    let bytes: usize = reply.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-    metrics::counter!(telemetry::RANGE_KEYS).increment(reply.kvs.len() as u64);
-    metrics::counter!(telemetry::RANGE_BYTES).increment(bytes as u64);
-}
-
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
@@ -114,7 +131,7 @@ impl Kv for KvService {
                 read_view(&self.shared, read).await?
             }
         };
-        count_read(&reply);
+        self.read.count(&reply);
         Ok(Response::new(wire::range_response(self.shared.header(revision), reply)))
     }
 
@@ -233,7 +250,7 @@ impl Cursor {
         if self.query.revision.0 <= 0 {
             self.query.revision = header;
         }
-        count_read(&piece);
+        ReadCounters::new().count(&piece);
         self.sent += piece.kvs.len() as u64;
         if let Some(last) = piece.kvs.last() {
             self.query.range = after(&self.query.range, &last.key);
