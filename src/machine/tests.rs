@@ -352,7 +352,8 @@ proptest! {
             if number % sweep_every == 0 {
                 let mark = rig.view().compacted_user;
                 let mut walked = mvcc::Walked::default();
-                while mvcc::sweep(rig.machine.db(), Space::User, mark, 2, &mut walked).unwrap() == SweepProgress::More {}
+                let mut step = || mvcc::sweep(rig.machine.db(), Space::User, mark, 2, &mut walked).unwrap();
+                while step() == SweepProgress::More {}
                 // A sweep deletes only what no reader can see, so nothing published changes.
             }
             if number == reopen_at {
