@@ -36,8 +36,11 @@ pub(super) struct Confirmed {
 /// A round that answered at least this many is followed by a short wait, so that
 /// the next one answers many too.
 const BUSY_READERS: usize = 8;
-/// The time from the beginning of a busy round to that of the next.
-const BUSY_INTERVAL: Duration = Duration::from_millis(3);
+/// The time from the beginning of a busy round to that of the next, for each that it answered: a
+/// round costs everybody together about as much as a few reads,
+const INTERVAL_PER_READER: Duration = Duration::from_micros(50);
+/// and at the most.
+const INTERVAL_MAX: Duration = Duration::from_millis(3);
 
 type Round = watch::Sender<Option<Confirmed>>;
 
@@ -158,7 +161,7 @@ impl Reads {
                     pause = Pause::default();
                     let readers: usize = waiting.iter().map(|round| round.receiver_count()).sum();
                     if readers >= BUSY_READERS {
-                        not_before = began + BUSY_INTERVAL;
+                        not_before = began + INTERVAL_MAX.min(INTERVAL_PER_READER * readers as u32);
                     }
                     for round in waiting.drain(..) {
                         round.send_replace(Some(confirmed));
