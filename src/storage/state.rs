@@ -138,7 +138,7 @@ pub type Item<'a> = (&'a [u8], &'a [u8]);
 /// Changes that become visible together.
 ///
 /// They are laid out here as the engine lays out its own batches, which saves a call and several copies
-/// for each; [`family_numbers`] has the engine confirm the layout.
+/// for each; `family_numbers` has the engine confirm the layout.
 #[derive(Default)]
 pub struct Batch {
     /// Empty, or a header and the changes: each a tag, the family's number, the key and, in a put, the value.
