@@ -12,7 +12,6 @@ use super::lessor::{LeaseTimes, Lessor};
 use super::membership::{ChangeError, Membership};
 use super::propose::Proposer;
 use super::read::Reads;
-use crate::types::LeaseId;
 
 /// What answers questions while this node leads, and asks while another does.
 pub(super) struct Desk {
@@ -73,16 +72,13 @@ impl Desk {
                 Ok(_) => not_leader,
                 Err(error) => Answer::Failed(error),
             },
-            Ask::LeaseKeepAlive { id } => match self.renew(&[id], deadline).await {
-                Ok(Some(ttls_s)) => Answer::LeaseKeptAlive { ttl_s: ttls_s.first().copied().unwrap_or(0) },
-                Ok(None) => not_leader,
-                Err(error) => Answer::Failed(error),
-            },
-            Ask::LeasesKeepAlive { ids } => match self.renew(&ids, deadline).await {
-                Ok(Some(ttls_s)) => Answer::LeasesKeptAlive { ttls_s },
-                Ok(None) => not_leader,
-                Err(error) => Answer::Failed(error),
-            },
+            Ask::LeaseKeepAlive { ids } => {
+                match self.lessor.keep_alive(&self.core, &self.reads, &self.proposer, &ids, deadline).await {
+                    Ok(Some(ttls_s)) => Answer::LeaseKeptAlive { ttls_s },
+                    Ok(None) => not_leader,
+                    Err(error) => Answer::Failed(error),
+                }
+            }
             Ask::LeaseTimeToLive { id } => {
                 match self.lessor.time_to_live(&self.core, &self.reads, id, deadline).await {
                     Ok(Some(LeaseTimes { ttl_s, granted_ttl_s })) => {
@@ -99,17 +95,12 @@ impl Desk {
             },
         }
     }
-
-    async fn renew(&self, ids: &[LeaseId], deadline: Instant) -> Result<Option<Vec<i64>>, NodeError> {
-        self.lessor.keep_alive(&self.core, &self.reads, &self.proposer, ids, deadline).await
-    }
 }
 
 /// Whether a second asking does no harm when the first arrived after all.
 fn repeatable(ask: &Ask) -> bool {
     match ask {
-        Ask::ReadIndex | Ask::LeaseTimeToLive { .. } => true,
-        Ask::LeaseKeepAlive { .. } | Ask::LeasesKeepAlive { .. } => true,
+        Ask::ReadIndex | Ask::LeaseKeepAlive { .. } | Ask::LeaseTimeToLive { .. } => true,
         Ask::Member(MemberChange::Publish { .. } | MemberChange::Join(_)) => true,
         Ask::Member(_) => false,
     }

@@ -131,10 +131,10 @@ pub struct JoinRefused {
 pub enum Ask {
     /// The index that holds everything acknowledged before now.
     ReadIndex,
-    /// Renew a lease.
+    /// Renew leases.
     LeaseKeepAlive {
-        /// The lease.
-        id: LeaseId,
+        /// The leases.
+        ids: Vec<LeaseId>,
     },
     /// How long a lease still has.
     LeaseTimeToLive {
@@ -143,11 +143,6 @@ pub enum Ask {
     },
     /// Change the membership.
     Member(MemberChange),
-    /// Renew leases.
-    LeasesKeepAlive {
-        /// The leases.
-        ids: Vec<LeaseId>,
-    },
 }
 
 /// One change of the membership.
@@ -216,10 +211,10 @@ pub enum Answer {
         /// The index.
         index: u64,
     },
-    /// To `LeaseKeepAlive`.
+    /// To `LeaseKeepAlive`, in its order.
     LeaseKeptAlive {
-        /// The TTL in seconds; 0 when the lease does not exist or has expired.
-        ttl_s: i64,
+        /// The TTLs in seconds; 0 when the lease does not exist or has expired.
+        ttls_s: Vec<i64>,
     },
     /// To `LeaseTimeToLive`.
     LeaseTimeToLive {
@@ -232,11 +227,6 @@ pub enum Answer {
     Member(MemberChanged),
     /// It could not be done.
     Failed(NodeError),
-    /// To `LeasesKeepAlive`, in its order.
-    LeasesKeptAlive {
-        /// The TTLs in seconds; 0 when the lease does not exist or has expired.
-        ttls_s: Vec<i64>,
-    },
 }
 
 /// One proposal on its way to the leader.

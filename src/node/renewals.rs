@@ -91,9 +91,9 @@ impl Renewals {
 
 async fn round(desk: &Desk, due: Vec<Waiting>) {
     let ids = due.iter().map(|renewal| renewal.id).collect();
-    let asked = desk.ask_leader(Ask::LeasesKeepAlive { ids }, desk.core.deadline(None)).await;
+    let asked = desk.ask_leader(Ask::LeaseKeepAlive { ids }, desk.core.deadline(None)).await;
     let answers: Vec<Result<i64, NodeError>> = match asked {
-        Ok(Answer::LeasesKeptAlive { ttls_s }) if ttls_s.len() == due.len() => {
+        Ok(Answer::LeaseKeptAlive { ttls_s }) if ttls_s.len() == due.len() => {
             ttls_s.into_iter().map(Ok).collect()
         }
         Ok(other) => {
