@@ -25,10 +25,13 @@ pub enum SweepProgress {
     Done,
 }
 
-/// The newest change of each key that one run of a sweep has come across, so that most predecessors
-/// need no lookup. It may forget.
+/// The newest change of each key that sweeps have come across, so that most predecessors need no
+/// lookup. It may forget.
 #[derive(Debug, Default)]
 pub struct Walked {
+    /// Where the walk ended. Who goes on from elsewhere, because the database became another one, must
+    /// not believe the rest.
+    reached: Revision,
     newest: HashMap<Bytes, (Revision, u32)>,
     bytes: usize,
 }
@@ -45,7 +48,7 @@ impl Walked {
             return Some(std::mem::replace(newest, (revision, sub)));
         }
         if self.bytes > WALKED_BYTES_MAX {
-            *self = Walked::default();
+            (self.newest, self.bytes) = Default::default();
         }
         self.bytes += WALKED_ENTRY_BYTES + key.len();
         // A copy, so that it does not keep what stood around it.
@@ -56,8 +59,8 @@ impl Walked {
 
 /// Deletes what the mark made unreadable, looking at up to `changes_max`
 /// changes. Resumes by itself, also after a crash: progress is written together
-/// with the deletions. Does not change what any reader can see. `walked` is for
-/// the calls up to one mark; a new one costs time only.
+/// with the deletions. Does not change what any reader can see. `walked` is that
+/// of the step before in this space; a new one costs time only.
 ///
 /// # Errors
 /// Storage errors; the node must stop.
@@ -78,6 +81,9 @@ pub fn sweep(
     };
     if swept >= mark {
         return Ok(SweepProgress::Done);
+    }
+    if walked.reached != swept {
+        *walked = Walked::default();
     }
     let mut batch = Batch::default();
     // The revision of the last sweep is walked again, for its tombstones.
@@ -126,6 +132,7 @@ pub fn sweep(
     }
     batch.put_encoded(db, Family::Meta, name, &reached);
     db.write(batch)?;
+    walked.reached = reached;
     Ok(if reached == mark { SweepProgress::Done } else { SweepProgress::More })
 }
 

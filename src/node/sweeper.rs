@@ -29,11 +29,13 @@ pub(super) fn start(core: &Arc<Core>, live: &LiveState, ears: Arc<Ears>, tasks: 
 }
 
 async fn run(core: &Core, live: &LiveState, ears: &Ears) {
+    let mut spaces = [Space::User, Space::System].map(|space| (space, Walked::default()));
     loop {
         // Also at the start: a sweep may have been cut off by a crash.
-        for space in [Space::User, Space::System] {
+        for (space, walked) in &mut spaces {
+            let space = *space;
             let mark = core.view().compacted(space);
-            if mark.0 > 0 && !sweep_to(core, live, space, mark).await {
+            if mark.0 > 0 && !sweep_to(core, live, space, mark, walked).await {
                 return;
             }
             core.swept.send_modify(|swept| *swept.of(space) = mark);
@@ -43,19 +45,18 @@ async fn run(core: &Core, live: &LiveState, ears: &Ears) {
 }
 
 /// False when the node has to stop.
-async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision) -> bool {
-    let mut walked = Walked::default();
+async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, walked: &mut Walked) -> bool {
     loop {
         let db = live.db();
         let started = core.env.monotonic();
-        let mut taken = std::mem::take(&mut walked);
+        let mut taken = std::mem::take(walked);
         let step = off_thread(&core.env, move || {
             let done = sweep(&db, space, mark, STEP_CHANGES, &mut taken);
             (done, taken)
         });
         let done: Result<SweepProgress, StorageError> = match step.await {
             Ok((done, taken)) => {
-                walked = taken;
+                *walked = taken;
                 done
             }
             // The runtime is going down.
