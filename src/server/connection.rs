@@ -1,10 +1,10 @@
 //! One client connection: how its bytes are written, and where its calls run.
 //!
 //! A connection is one task. What one turn of it makes ready to be sent is
-//! written with one system call, however many frames it is. A call that says
-//! little for as long as it lives, such as a watch, runs on that task too: a
-//! change that concerns a thousand watches of one connection wakes one task and
-//! is one write. All other calls are tasks of their own, so that a heavy one
+//! written with one system call, however many frames it is. Calls that do little
+//! at a time, such as reads of a few keys, writes and watches, run on that task
+//! too: a change that concerns a thousand watches of one connection wakes one task
+//! and is one write. All other calls are tasks of their own, so that a heavy one
 //! holds up nobody.
 //!
 //! Bytes on their way are bounded: when the peer does not read, writing waits,

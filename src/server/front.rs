@@ -4,6 +4,7 @@
 //! boxes cost some microseconds each time.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Router;
 use http_body_util::Either;
@@ -22,14 +23,12 @@ use crate::wire::etcdserverpb::kv_server::KvServer;
 pub(super) type AnswerBody = Either<tonic::body::Body, axum::body::Body>;
 
 /// Everything that one port serves.
-#[derive(Clone)]
 pub(super) struct Front {
     direct: Option<Direct>,
     router: Router,
 }
 
 /// What is served without the router.
-#[derive(Clone)]
 pub(super) struct Direct {
     pub kv: KvServer<KvService>,
     pub watch: WatchService,
@@ -49,24 +48,23 @@ impl Front {
 
     /// Answers a request that came from `remote`.
     pub(super) async fn answer(
-        self,
+        self: Arc<Front>,
         mut request: Request<Incoming>,
         remote: Remote,
     ) -> Result<Response<AnswerBody>, Infallible> {
         request.extensions_mut().insert(remote);
-        let Front { direct, mut router } = self;
         let path = request.uri().path();
-        match direct {
-            Some(Direct { mut kv, counts, .. }) if is_call_of(KvServer::<KvService>::NAME, path) => {
+        match &self.direct {
+            Some(Direct { kv, counts, .. }) if is_call_of(KvServer::<KvService>::NAME, path) => {
                 let path = path.to_owned();
-                Ok(counts.count(path, kv.call(request)).await?.map(Either::Left))
+                Ok(counts.count(path, kv.clone().call(request)).await?.map(Either::Left))
             }
-            Some(Direct { mut watch, counts, .. }) if is_call_of(WatchService::NAME, path) => {
+            Some(Direct { watch, counts, .. }) if is_call_of(WatchService::NAME, path) => {
                 let path = path.to_owned();
-                Ok(counts.count(path, watch.call(request)).await?.map(Either::Left))
+                Ok(counts.count(path, watch.clone().call(request)).await?.map(Either::Left))
             }
             // Boxed, so that its size is not every request's.
-            _ => Ok(Box::pin(router.call(request)).await?.map(Either::Right)),
+            _ => Ok(Box::pin(self.router.clone().call(request)).await?.map(Either::Right)),
         }
     }
 }

@@ -125,10 +125,10 @@ impl Server {
         }
         let client = Port::open(
             listeners.client,
-            &Front::client(Direct { kv, watch, counts }, router),
+            Front::client(Direct { kv, watch, counts }, router),
             &ConnectionOptions::client(&shared.options),
         );
-        let peer = Port::open(listeners.peer, &Front::peer(peer_router), &ConnectionOptions::peer());
+        let peer = Port::open(listeners.peer, Front::peer(peer_router), &ConnectionOptions::peer());
         Server { shared, client, peer, tasks }
     }
 
@@ -176,9 +176,9 @@ impl Server {
 }
 
 impl Port {
-    fn open(listeners: Vec<tokio::net::TcpListener>, front: &Front, options: &ConnectionOptions) -> Port {
+    fn open(listeners: Vec<tokio::net::TcpListener>, front: Front, options: &ConnectionOptions) -> Port {
         let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-        let drain = CancellationToken::new();
+        let (front, drain) = (Arc::new(front), CancellationToken::new());
         let serve =
             |listener| tokio::spawn(listener::serve(listener, front.clone(), options.clone(), drain.clone()));
         Port { addresses, listeners: listeners.into_iter().map(serve).collect(), drain }

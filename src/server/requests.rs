@@ -58,11 +58,11 @@ impl CountRequests {
 impl CountRequests {
     /// Counts the request for `path` that `answer` is the answer to.
     pub(super) async fn count<B, E>(
-        self,
+        &self,
         path: String,
         answer: impl Future<Output = Result<Response<B>, E>>,
     ) -> Result<Response<B>, E> {
-        let shared = self.shared;
+        let shared = &self.shared;
         let in_flight = InFlight::new(&shared.in_flight);
         let started = shared.env.monotonic();
         let response = answer.await?;
@@ -162,6 +162,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path().to_owned();
         let answer = self.inner.call(request);
-        Box::pin(self.counts.clone().count(path, answer))
+        let counts = self.counts.clone();
+        Box::pin(async move { counts.count(path, answer).await })
     }
 }
