@@ -46,6 +46,7 @@ pub use start::{MakeTransport, NodeParts};
 pub use tasks::{Exit, ExitReason};
 
 use crate::mvcc::View;
+use crate::storage::archive::Packing;
 use crate::storage::layout::{lease_keys, parse_lease_key};
 use crate::types::{
     ClusterId, DiskId, LeaseId, Member, MemberKind, NodeId, Operation, Reply, RequestId, Revision, Space,
@@ -335,11 +336,11 @@ impl Node {
         self.inner.defragment().await
     }
 
-    /// Writes a snapshot of this node's state as one file for an operator and opens it for reading.
+    /// This node's state as one file for an operator, to be read piece by piece.
     ///
     /// # Errors
     /// When the disk fails or is full.
-    pub async fn snapshot_file(&self) -> Result<SnapshotFile, NodeError> {
+    pub async fn snapshot_file(&self) -> Result<Packing, NodeError> {
         self.inner.snapshot_file().await
     }
 
@@ -363,13 +364,4 @@ impl Node {
 
 fn unexpected(answer: &Answer) -> NodeError {
     NodeError::Internal(format!("the leader answered another question: {answer:?}"))
-}
-
-/// A snapshot on its way to an operator: exactly `size_bytes` of payload, already
-/// ended by the SHA-256 of everything before it.
-pub struct SnapshotFile {
-    /// The open file (deleted already, so that dropping it frees the space).
-    pub file: std::fs::File,
-    /// Bytes in it.
-    pub size_bytes: u64,
 }

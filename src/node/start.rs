@@ -27,7 +27,7 @@ use super::propose::Proposer;
 use super::read::Reads;
 use super::renewals::Renewals;
 use super::tasks::{Exit, ExitReason, Tasks};
-use super::{Node, NodeError, NodeStatus, SnapshotFile, forward, keeper, sweeper};
+use super::{Node, NodeError, NodeStatus, forward, keeper, sweeper};
 use crate::env::{EnvRef, off_thread};
 use crate::machine::{Effect, Machine, Observer};
 use crate::mvcc::{Published, View};
@@ -35,6 +35,7 @@ use crate::raft::{
     Directory, Fatal, Local, LogId, LogStore, LogStoreOptions, PeerTimeouts, Peers, RaftHandle, RaftOptions,
     ReplayLimits, SnapshotTimeouts, StartParts, Transport,
 };
+use crate::storage::archive::Packing;
 use crate::storage::log::{LogEngine, SegmentLog, SegmentLogOptions};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{CacheCounts, DataDir, DataDirOptions, Standing, StateDb, StorageError};
@@ -484,10 +485,8 @@ impl Inner {
         off_thread(&self.core.env, move || live.db().compact()).await.map_err(internal)
     }
 
-    pub async fn snapshot_file(&self) -> Result<SnapshotFile, NodeError> {
-        let made = self.raft.snapshot_file(self.data_dir.snapshots_path()).await;
-        let (file, size_bytes) = made.map_err(internal)?;
-        Ok(SnapshotFile { file, size_bytes })
+    pub async fn snapshot_file(&self) -> Result<Packing, NodeError> {
+        self.raft.snapshot_file().await.map_err(internal)
     }
 
     pub async fn stop(&self, hand_over_max: Duration) {

@@ -1,6 +1,5 @@
 //! Puts the parts of Raft together, watches over them, and takes them apart.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -22,8 +21,9 @@ use super::replication::NetworkFactory;
 use super::state_machine::{LiveState, StateMachine, StateMachineParts};
 use super::types::TypeConfig;
 use crate::env::{EnvRef, off_thread};
+use crate::storage::archive::Packing;
 use crate::storage::snapshot::SnapshotStore;
-use crate::storage::{DataDir, StateDb, StateOptions, StorageError, archive};
+use crate::storage::{DataDir, StateDb, StateOptions, StorageError};
 
 /// How often the core of Raft is asked whether it lives.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -166,20 +166,14 @@ impl RaftHandle {
         &self.live
     }
 
-    /// Writes the state of this moment as one file into an unnamed file in
-    /// `dir`; the file, at its beginning, and its size in bytes.
+    /// The state of this moment as one file, to be read piece by piece. It keeps its tables on the disk
+    /// for as long as it lives.
     ///
     /// # Errors
     /// [`StorageError`] when the disk fails or is full.
-    pub async fn snapshot_file(&self, dir: std::path::PathBuf) -> Result<(File, u64), StorageError> {
+    pub async fn snapshot_file(&self) -> Result<Packing, StorageError> {
         let (snapshots, db) = (self.snapshots.clone(), self.live.db());
-        let work = move || {
-            let snapshot = snapshots.build_transient(&db)?;
-            let made = tempfile::tempfile_in(&dir);
-            let mut file = made.map_err(|source| StorageError::Io { path: dir, source })?;
-            let size_bytes = archive::save(&snapshot, &mut file)?;
-            Ok((file, size_bytes))
-        };
+        let work = move || snapshots.build_transient(&db).map(|snapshot| Packing::new(&snapshot));
         match off_thread(self.peers.env(), work).await {
             Ok(done) => done,
             Err(error) => Err(StorageError::Refused(format!("the disk's thread ended: {error}"))),

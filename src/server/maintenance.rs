@@ -1,10 +1,8 @@
 //! What an operator asks of one member: alarms, status, hashes, a snapshot, a
 //! rewrite of its files, another leader.
 
-use std::io::Read as _;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
@@ -13,15 +11,13 @@ use super::error::ServeError;
 use super::kv::read_view;
 use super::{API_VERSION, STORAGE_VERSION};
 use crate::mvcc::{self, View};
-use crate::node::{NodeError, SnapshotFile};
+use crate::node::NodeError;
+use crate::storage::archive::Packing;
 use crate::types::{Alarm, AlarmAction, AlarmKind, Operation, Outcome, Revision, Space};
 use crate::wire::etcdserverpb as pb;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction as WireAction;
 use crate::wire::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::wire::etcdserverpb::maintenance_server::Maintenance;
-
-/// Bytes of a snapshot in one message.
-const SNAPSHOT_PIECE_BYTES: usize = 64 << 10;
 
 /// The Maintenance service.
 pub(crate) struct MaintenanceService {
@@ -184,7 +180,7 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let caller = self.shared.caller(&request, Rpc::Everywhere)?;
         let file = self.shared.node.snapshot_file().await.map_err(ServeError::from)?;
-        tracing::info!(bytes = file.size_bytes, "sending a snapshot to a client");
+        tracing::info!(bytes = file.size_bytes(), "sending a snapshot to a client");
         let pieces = snapshot_pieces(self.shared.clone(), file);
         Ok(Response::new(self.shared.guarded(&caller, "Snapshot", pieces)))
     }
@@ -210,26 +206,19 @@ impl Maintenance for MaintenanceService {
     }
 }
 
-/// The file in pieces, read one at a time as the client takes them. The hash
-/// that etcdctl looks for stands at the file's end already.
+/// The file in pieces, read one at a time as the client takes them. It ends with the hash that etcdctl
+/// looks for.
 fn snapshot_pieces(
     shared: Arc<Shared>,
-    file: SnapshotFile,
+    file: Packing,
 ) -> impl Stream<Item = Result<pb::SnapshotResponse, ServeError>> + Send + 'static {
-    let left = file.size_bytes;
-    futures_util::stream::try_unfold((shared, file.file, left), |(shared, file, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let want = usize::try_from(left).map_or(SNAPSHOT_PIECE_BYTES, |left| left.min(SNAPSHOT_PIECE_BYTES));
-        let read = move || {
-            let mut piece = vec![0; want];
-            let mut reader = &file;
-            reader.read_exact(&mut piece).map(|()| (file, Bytes::from(piece)))
-        };
+    let left = file.size_bytes();
+    futures_util::stream::try_unfold((shared, file, left), |(shared, mut file, left)| async move {
+        let read = move || file.next().map(|blob| (file, blob));
         let read = tokio::task::spawn_blocking(read).await.map_err(ServeError::of_join)?;
         let (file, blob) =
             read.map_err(|error| NodeError::Internal(format!("reading the snapshot: {error}")))?;
+        let Some(blob) = blob else { return Ok(None) };
         let left = left - blob.len() as u64;
         let message = pb::SnapshotResponse {
             header: Some(shared.header_now()),

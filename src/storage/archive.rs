@@ -7,15 +7,16 @@
 //! in bounded memory.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::content::{FileSink, Manifest, corrupt, io};
 use super::layout::{Family, LogPosition};
-use super::snapshot::{CHUNK_BYTES, StoredSnapshot, describe_state};
+use super::snapshot::{CHUNK_BYTES, SnapshotReader, StoredSnapshot, describe_state};
 use super::{Read, StateDb, StateOptions, StorageError};
 use crate::types::{ClusterId, Revision, Space};
 
@@ -45,36 +46,60 @@ pub struct ArchiveStatus {
     pub hash: u32,
 }
 
-/// Writes `snapshot` as an archive into `out`, which must be empty; returns the
-/// bytes written. `out` is left at its beginning, and is not synced.
-///
-/// # Errors
-/// [`StorageError::Corrupt`] when the snapshot has rotted, [`StorageError::Io`]
-/// when the disk fails.
-pub fn save(snapshot: &Arc<StoredSnapshot>, out: &mut File) -> Result<u64, StorageError> {
-    let named = Path::new("snapshot file");
-    let mut hasher = Sha256::new();
-    let mut written = 0u64;
-    let mut put = |out: &mut File, bytes: &[u8]| -> Result<(), StorageError> {
-        out.write_all(bytes).map_err(|error| io(named, error))?;
-        hasher.update(bytes);
-        written += bytes.len() as u64;
-        Ok(())
-    };
-    let manifest = snapshot.manifest().encode();
-    put(out, &MAGIC)?;
-    put(out, &(manifest.len() as u64).to_le_bytes())?;
-    put(out, &manifest)?;
-    let mut reader = snapshot.reader();
-    while let Some(chunk) = reader.next()? {
-        put(out, &chunk)?;
+/// A snapshot as an archive, made while it is read: nothing of it is written here.
+pub struct Packing {
+    /// What comes before the content.
+    head: Option<Bytes>,
+    /// `None` when all of it was read.
+    content: Option<SnapshotReader>,
+    padding_bytes: usize,
+    hasher: Sha256,
+    size_bytes: u64,
+}
+
+impl Packing {
+    /// Of a snapshot whose files were all read for its manifest just now.
+    pub fn new(snapshot: &Arc<StoredSnapshot>) -> Packing {
+        let manifest = snapshot.manifest().encode();
+        let head = [&MAGIC[..], &(manifest.len() as u64).to_le_bytes(), &manifest].concat();
+        let content_bytes = snapshot.manifest().size_bytes();
+        let bytes = head.len() as u64 + content_bytes;
+        let padded = bytes.next_multiple_of(BLOCK_BYTES);
+        Packing {
+            head: Some(head.into()),
+            content: Some(snapshot.unchecked_reader()),
+            padding_bytes: (padded - bytes) as usize,
+            hasher: Sha256::new(),
+            size_bytes: padded + HASH_BYTES,
+        }
     }
-    let size = MAGIC.len() as u64 + 8 + manifest.len() as u64 + snapshot.manifest().size_bytes();
-    put(out, &vec![0; (size.next_multiple_of(BLOCK_BYTES) - size) as usize])?;
-    let hash: [u8; 32] = hasher.finalize().into();
-    out.write_all(&hash).map_err(|error| io(named, error))?;
-    out.seek(SeekFrom::Start(0)).map_err(|error| io(named, error))?;
-    Ok(written + HASH_BYTES)
+
+    /// Bytes of the whole archive.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The next piece, of at most about [`CHUNK_BYTES`]; `None` at the end.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`] when the disk fails.
+    #[allow(clippy::should_implement_trait, reason = "an iterator's end and its errors read worse here")]
+    pub fn next(&mut self) -> Result<Option<Bytes>, StorageError> {
+        let Some(content) = &mut self.content else { return Ok(None) };
+        let piece = match self.head.take() {
+            Some(head) => Some(head),
+            None => content.next()?,
+        };
+        if let Some(piece) = piece {
+            self.hasher.update(&piece);
+            return Ok(Some(piece));
+        }
+        self.content = None;
+        let mut end = vec![0; self.padding_bytes];
+        self.hasher.update(&end);
+        end.extend(std::mem::take(&mut self.hasher).finalize());
+        Ok(Some(end.into()))
+    }
 }
 
 /// Reads an archive from end to end and checks every byte of it.

@@ -54,9 +54,15 @@ impl StoredSnapshot {
         &self.manifest
     }
 
-    /// Reads its content from the beginning.
+    /// Reads its content from the beginning, checking every file against the manifest on the way: what
+    /// has rotted here is not sent elsewhere.
     pub fn reader(self: &Arc<Self>) -> SnapshotReader {
-        SnapshotReader { snapshot: self.clone(), file: 0, open: None }
+        SnapshotReader { snapshot: self.clone(), file: 0, open: None, checks: true }
+    }
+
+    /// The same without checking: for a snapshot whose files were all read for its manifest just now.
+    pub(super) fn unchecked_reader(self: &Arc<Self>) -> SnapshotReader {
+        SnapshotReader { checks: false, ..self.reader() }
     }
 
     /// Makes a database directory of it in `target`, which must not exist:
@@ -162,18 +168,18 @@ impl SnapshotStore {
     /// [`StorageError`] when the disk fails; nothing is left behind.
     pub fn build(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
         let scratch = self.scratch()?;
-        let manifest = self.checkpoint(db, &scratch.dir)?;
+        let manifest = self.checkpoint(db, &scratch.dir, Known::Believed)?;
         self.keep(scratch, manifest)
     }
 
     /// Takes a snapshot that is gone when the last holder drops it, for
-    /// somebody who wants to carry the state away.
+    /// somebody who wants to carry the state away. All of it is read.
     ///
     /// # Errors
     /// As [`SnapshotStore::build`].
     pub fn build_transient(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
         let scratch = self.scratch()?;
-        let manifest = self.checkpoint(db, &scratch.dir)?;
+        let manifest = self.checkpoint(db, &scratch.dir, Known::Checked)?;
         Ok(Arc::new(scratch.into_transient(manifest)))
     }
 
@@ -201,11 +207,11 @@ impl SnapshotStore {
         Ok(Scratch { dir, armed: true })
     }
 
-    fn checkpoint(&self, db: &StateDb, dir: &Path) -> Result<Manifest, StorageError> {
+    fn checkpoint(&self, db: &StateDb, dir: &Path, known: Known) -> Result<Manifest, StorageError> {
         let data = dir.join(DATA);
         db.checkpoint(&data)?;
         let mut manifest = describe_state(&data, self.cluster)?;
-        manifest.files = self.describe_files(&data)?;
+        manifest.files = self.describe_files(&data, known)?;
         for file in &manifest.files {
             sync(&data.join(&file.name))?;
         }
@@ -213,10 +219,10 @@ impl SnapshotStore {
         Ok(manifest)
     }
 
-    /// Names, sizes and digests of the files in `data`. A table that the newest
-    /// snapshot links as well (the same inode) is not read again: tables never
-    /// change, so its digest still says what was written.
-    fn describe_files(&self, data: &Path) -> Result<Vec<FileEntry>, StorageError> {
+    /// Names, sizes and digests of the files in `data`. Of a table that the newest
+    /// snapshot links as well (the same inode) the digest is known: tables never
+    /// change, so it still says what was written.
+    fn describe_files(&self, data: &Path, trust: Known) -> Result<Vec<FileEntry>, StorageError> {
         let mut known: HashMap<(u64, u64, u64), [u8; 32]> = HashMap::new();
         if let Some(newest) = self.newest() {
             for file in newest.manifest.files.iter().filter(|file| file.name.ends_with(".sst")) {
@@ -233,10 +239,14 @@ impl SnapshotStore {
                 corrupt(format!("the engine made a file named {name:?}, which is not text"))
             })?;
             let found = entry.metadata().map_err(|error| io(&path, error))?;
-            let sha256 = match known.get(&(found.dev(), found.ino(), found.len())) {
-                Some(sha256) => *sha256,
-                None => digest(&path)?,
+            let known = known.get(&(found.dev(), found.ino(), found.len()));
+            let sha256 = match (known, trust) {
+                (Some(known), Known::Believed) => *known,
+                _ => digest(&path)?,
             };
+            if known.is_some_and(|known| *known != sha256) {
+                return Err(mismatch(&path));
+            }
             files.push(FileEntry { name, size_bytes: found.len(), sha256 });
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
@@ -265,6 +275,15 @@ impl SnapshotStore {
         }
         Ok(snapshot)
     }
+}
+
+/// What a digest that is known already is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// The file need not be read.
+    Believed,
+    /// The file must still have it.
+    Checked,
 }
 
 /// A directory that is removed unless it becomes a snapshot.
@@ -360,12 +379,13 @@ impl Received {
     }
 }
 
-/// Reads a snapshot's content in order, checking every file against the
-/// manifest on the way: what has rotted here is not sent elsewhere.
+/// Reads a snapshot's content in order.
 pub struct SnapshotReader {
     snapshot: Arc<StoredSnapshot>,
     file: usize,
     open: Option<OpenFile>,
+    /// Whether every file is compared with the manifest.
+    checks: bool,
 }
 
 impl SnapshotReader {
@@ -388,11 +408,13 @@ impl SnapshotReader {
             };
             let mut chunk = vec![0; open.left.min(CHUNK_BYTES as u64) as usize];
             open.file.read_exact(&mut chunk).map_err(|error| io(&path, error))?;
-            open.hasher.update(&chunk);
+            if self.checks {
+                open.hasher.update(&chunk);
+            }
             open.left -= chunk.len() as u64;
             if open.left == 0 {
                 let found: [u8; 32] = std::mem::take(&mut open.hasher).finalize().into();
-                if found != entry.sha256 {
+                if self.checks && found != entry.sha256 {
                     return Err(mismatch(&path));
                 }
                 self.open = None;
