@@ -194,7 +194,7 @@ fn node(values: &mut Values, urls: &Urls) -> Result<NodeOptions> {
     };
     options.state = StateOptions {
         block_cache_bytes: size(values.bytes("block-cache-bytes", 64 * MIB, MIB)?),
-        write_buffer_bytes: size(values.bytes("write-buffer-bytes", 64 * MIB, MIB)?),
+        write_buffer_bytes: size(values.bytes("write-buffer-bytes", 32 * MIB, MIB)?),
     };
     Ok(options)
 }

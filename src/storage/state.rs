@@ -31,7 +31,7 @@ pub struct StateOptions {
 
 impl Default for StateOptions {
     fn default() -> Self {
-        StateOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 64 << 20 }
+        StateOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 32 << 20 }
     }
 }
 
