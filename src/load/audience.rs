@@ -173,8 +173,8 @@ pub async fn watch_all<S: Store>(
     Ok(watches?.into_iter().flatten().collect())
 }
 
-/// Has `watchers` watches begin in the past, at `from.revision`, and each read `events` events. Returns
-/// how long it took until the last had them all.
+/// Has `watchers` watches begin in the past, at `from.revision`, and each read `events` events, for no
+/// longer than `limit`. Returns how long it took, and how many events came in all.
 ///
 /// # Errors
 /// The first failure.
@@ -183,19 +183,26 @@ pub async fn catch_up<S: Store>(
     watchers: usize,
     from: &WatchFrom,
     events: u64,
-) -> Result<Duration, Failure> {
+    limit: Duration,
+) -> Result<(Duration, u64), Failure> {
     let begun = Instant::now();
+    let all = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for store in connections.iter().cycle().take(watchers) {
-        let (mut store, from) = (store.clone(), from.clone());
+        let (mut store, from, all) = (store.clone(), from.clone(), all.clone());
         tasks.spawn(async move {
             let (mut watch, mut seen) = (store.watch(from).await?, 0);
             while seen < events {
+                let before = seen;
                 watch.next(&mut |_| seen += 1).await?;
+                all.fetch_add(seen - before, Ordering::Relaxed);
             }
             Ok(())
         });
     }
-    tasks.join_all().await.into_iter().collect::<Result<(), Failure>>()?;
-    Ok(begun.elapsed())
+    // Who is not done by then is let go of, with the tasks.
+    if let Ok(done) = timeout(limit, tasks.join_all()).await {
+        done.into_iter().collect::<Result<(), Failure>>()?;
+    }
+    Ok((begun.elapsed(), all.load(Ordering::Relaxed)))
 }
