@@ -42,6 +42,11 @@ const WALKED_BYTES_MAX: usize = 16 << 20;
 const WALKED_ENTRY_BYTES: usize = 64;
 
 impl Walked {
+    /// Up to which revision everything was swept.
+    pub fn reached(&self) -> Revision {
+        self.reached
+    }
+
     /// Takes note of a change; the one before it, if it is remembered.
     fn replace(&mut self, key: &Bytes, revision: Revision, sub: u32) -> Option<(Revision, u32)> {
         if let Some(newest) = self.newest.get_mut(key) {

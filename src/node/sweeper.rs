@@ -15,10 +15,13 @@ use crate::types::{Revision, Space};
 
 /// Changes looked at in one step, which is one write that others wait for.
 const STEP_CHANGES: usize = 500;
-/// The least pause between two steps,
-const STEP_PAUSE_MIN: Duration = Duration::from_millis(10);
-/// and how many times as long as the step before it: sweeping takes a tenth of a core and of the disk.
-const STEP_PAUSE_FACTOR: u32 = 9;
+/// How long a sweep may take: compactions are minutes apart, and the next one should find this one done.
+const SWEEP_TIME: Duration = Duration::from_secs(300);
+/// The least rest between two steps.
+const REST_MIN: Duration = Duration::from_millis(10);
+/// A rest is so many times as long as the step before it: sweeping takes a twentieth of a core if that is
+/// enough, and half of one if it has to.
+const RESTS: std::ops::RangeInclusive<u32> = 1..=19;
 
 /// Starts the task.
 pub(super) fn start(core: &Arc<Core>, live: &LiveState, ears: Arc<Ears>, tasks: &Tasks) {
@@ -46,6 +49,7 @@ async fn run(core: &Core, live: &LiveState, ears: &Ears) {
 
 /// False when the node has to stop.
 async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, walked: &mut Walked) -> bool {
+    let begun = core.env.monotonic();
     loop {
         let db = live.db();
         let started = core.env.monotonic();
@@ -69,13 +73,37 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, w
         match done {
             Ok(SweepProgress::Done) => return true,
             Ok(SweepProgress::More) => {
-                let took = core.env.monotonic().saturating_sub(started);
-                tokio::time::sleep((took * STEP_PAUSE_FACTOR).max(STEP_PAUSE_MIN)).await;
+                let now = core.env.monotonic();
+                let steps_left = (mark.0 - walked.reached().0) as u64 / STEP_CHANGES as u64 + 1;
+                let time_left = SWEEP_TIME.saturating_sub(now.saturating_sub(begun));
+                tokio::time::sleep(rest(now.saturating_sub(started), time_left, steps_left)).await;
             }
             Err(error) => {
                 core.fail(error);
                 return false;
             }
         }
+    }
+}
+
+/// The rest after a step that took so long, with so much time for the steps that are left.
+fn rest(took: Duration, time_left: Duration, steps_left: u64) -> Duration {
+    let share = time_left / u32::try_from(steps_left).unwrap_or(u32::MAX).max(1);
+    let (least, most) = (took * *RESTS.start(), took * *RESTS.end());
+    share.saturating_sub(took).clamp(least, most).max(REST_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_rests_as_long_as_there_is_time_within_bounds() {
+        let (step, all) = (Duration::from_millis(10), SWEEP_TIME);
+        assert_eq!(rest(step, all, 100), step * 19, "little to do: a twentieth of a core");
+        assert_eq!(rest(step, all, 6_000), Duration::from_millis(40), "50 ms for each step");
+        assert_eq!(rest(step, all, 1_000_000), step, "more than there is time for: half a core");
+        assert_eq!(rest(step, Duration::ZERO, 1), step, "late");
+        assert_eq!(rest(Duration::ZERO, all, u64::MAX), REST_MIN);
     }
 }
