@@ -173,7 +173,8 @@ impl RaftHandle {
     /// [`StorageError`] when the disk fails or is full.
     pub async fn snapshot_file(&self) -> Result<Packing, StorageError> {
         let (snapshots, db) = (self.snapshots.clone(), self.live.db());
-        let work = move || snapshots.build_transient(&db).map(|snapshot| Packing::new(&snapshot));
+        let env = self.peers.env().clone();
+        let work = move || snapshots.build_transient(&db, &env).map(|snapshot| Packing::new(&snapshot));
         match off_thread(self.peers.env(), work).await {
             Ok(done) => done,
             Err(error) => Err(StorageError::Refused(format!("the disk's thread ended: {error}"))),

@@ -206,19 +206,21 @@ impl Maintenance for MaintenanceService {
     }
 }
 
-/// The file in pieces, read one at a time as the client takes them. It ends with the hash that etcdctl
-/// looks for.
+/// The file in pieces, read one at a time as the client takes them, with as long a rest after each as its
+/// reading took. It ends with the hash that etcdctl looks for.
 fn snapshot_pieces(
     shared: Arc<Shared>,
     file: Packing,
 ) -> impl Stream<Item = Result<pb::SnapshotResponse, ServeError>> + Send + 'static {
     let left = file.size_bytes();
     futures_util::stream::try_unfold((shared, file, left), |(shared, mut file, left)| async move {
+        let begun = shared.env.monotonic();
         let read = move || file.next().map(|blob| (file, blob));
         let read = tokio::task::spawn_blocking(read).await.map_err(ServeError::of_join)?;
         let (file, blob) =
             read.map_err(|error| NodeError::Internal(format!("reading the snapshot: {error}")))?;
         let Some(blob) = blob else { return Ok(None) };
+        tokio::time::sleep(shared.env.monotonic().saturating_sub(begun)).await;
         let left = left - blob.len() as u64;
         let message = pb::SnapshotResponse {
             header: Some(shared.header_now()),

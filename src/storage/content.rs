@@ -151,8 +151,8 @@ pub(super) struct OpenFile {
     pub left: u64,
 }
 
-/// The SHA-256 of a file.
-pub(super) fn digest(path: &Path) -> Result<[u8; 32], StorageError> {
+/// The SHA-256 of a file. `rest` is called after each piece of it.
+pub(super) fn digest(path: &Path, rest: &mut dyn FnMut()) -> Result<[u8; 32], StorageError> {
     let mut file = File::open(path).map_err(|error| io(path, error))?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; 256 << 10];
@@ -162,6 +162,7 @@ pub(super) fn digest(path: &Path) -> Result<[u8; 32], StorageError> {
             return Ok(hasher.finalize().into());
         }
         hasher.update(&chunk[..read]);
+        rest();
     }
 }
 

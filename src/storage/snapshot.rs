@@ -27,6 +27,7 @@ pub use super::content::{FileEntry, Manifest};
 use super::content::{FileSink, OpenFile, corrupt, digest, io, mismatch, sync};
 use super::layout::{AppliedRecord, Family, LogPosition, meta};
 use super::{Read, StateDb, StateOptions, StorageError, codec};
+use crate::env::EnvRef;
 use crate::types::{ClusterId, Revision};
 
 /// Name of the manifest in a snapshot's directory.
@@ -168,18 +169,19 @@ impl SnapshotStore {
     /// [`StorageError`] when the disk fails; nothing is left behind.
     pub fn build(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
         let scratch = self.scratch()?;
-        let manifest = self.checkpoint(db, &scratch.dir, Known::Believed)?;
+        let manifest = self.checkpoint(db, &scratch.dir, Known::Believed, &mut || ())?;
         self.keep(scratch, manifest)
     }
 
     /// Takes a snapshot that is gone when the last holder drops it, for
-    /// somebody who wants to carry the state away. All of it is read.
+    /// somebody who wants to carry the state away. All of it is read, in half of
+    /// the time that passes: nobody waits for a copy as for their own requests.
     ///
     /// # Errors
     /// As [`SnapshotStore::build`].
-    pub fn build_transient(&self, db: &StateDb) -> Result<Arc<StoredSnapshot>, StorageError> {
+    pub fn build_transient(&self, db: &StateDb, env: &EnvRef) -> Result<Arc<StoredSnapshot>, StorageError> {
         let scratch = self.scratch()?;
-        let manifest = self.checkpoint(db, &scratch.dir, Known::Checked)?;
+        let manifest = self.checkpoint(db, &scratch.dir, Known::Checked, &mut half_the_time(env))?;
         Ok(Arc::new(scratch.into_transient(manifest)))
     }
 
@@ -207,11 +209,17 @@ impl SnapshotStore {
         Ok(Scratch { dir, armed: true })
     }
 
-    fn checkpoint(&self, db: &StateDb, dir: &Path, known: Known) -> Result<Manifest, StorageError> {
+    fn checkpoint(
+        &self,
+        db: &StateDb,
+        dir: &Path,
+        known: Known,
+        rest: &mut dyn FnMut(),
+    ) -> Result<Manifest, StorageError> {
         let data = dir.join(DATA);
         db.checkpoint(&data)?;
         let mut manifest = describe_state(&data, self.cluster)?;
-        manifest.files = self.describe_files(&data, known)?;
+        manifest.files = self.describe_files(&data, known, rest)?;
         for file in &manifest.files {
             sync(&data.join(&file.name))?;
         }
@@ -222,7 +230,12 @@ impl SnapshotStore {
     /// Names, sizes and digests of the files in `data`. Of a table that the newest
     /// snapshot links as well (the same inode) the digest is known: tables never
     /// change, so it still says what was written.
-    fn describe_files(&self, data: &Path, trust: Known) -> Result<Vec<FileEntry>, StorageError> {
+    fn describe_files(
+        &self,
+        data: &Path,
+        trust: Known,
+        rest: &mut dyn FnMut(),
+    ) -> Result<Vec<FileEntry>, StorageError> {
         let mut known: HashMap<(u64, u64, u64), [u8; 32]> = HashMap::new();
         if let Some(newest) = self.newest() {
             for file in newest.manifest.files.iter().filter(|file| file.name.ends_with(".sst")) {
@@ -242,7 +255,7 @@ impl SnapshotStore {
             let known = known.get(&(found.dev(), found.ino(), found.len()));
             let sha256 = match (known, trust) {
                 (Some(known), Known::Believed) => *known,
-                _ => digest(&path)?,
+                _ => digest(&path, rest)?,
             };
             if known.is_some_and(|known| *known != sha256) {
                 return Err(mismatch(&path));
@@ -274,6 +287,16 @@ impl SnapshotStore {
             older.obsolete.store(true, Ordering::Release);
         }
         Ok(snapshot)
+    }
+}
+
+/// Rests as long as there was work since the last rest.
+#[expect(clippy::disallowed_methods, reason = "on a thread for what blocks")]
+fn half_the_time(env: &EnvRef) -> impl FnMut() {
+    let mut since = env.monotonic();
+    move || {
+        std::thread::sleep(env.monotonic().saturating_sub(since));
+        since = env.monotonic();
     }
 }
 
