@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::memory;
 use super::units::{self, Url};
 use super::{Given, Origin, Settings, SettingsError, Values};
 use crate::node::{AutoCompaction, Bootstrap, InitialMember, NodeOptions};
@@ -193,7 +194,7 @@ fn node(values: &mut Values, urls: &Urls) -> Result<NodeOptions> {
         ..NodeOptions::default()
     };
     options.state = StateOptions {
-        block_cache_bytes: size(values.bytes("block-cache-bytes", 64 * MIB, MIB)?),
+        block_cache_bytes: size(values.bytes("block-cache-bytes", memory::for_blocks(), MIB)?),
         write_buffer_bytes: size(values.bytes("write-buffer-bytes", 32 * MIB, MIB)?),
     };
     Ok(options)

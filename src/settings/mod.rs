@@ -8,6 +8,7 @@
 
 mod compose;
 mod keys;
+mod memory;
 mod units;
 
 use std::collections::BTreeMap;

@@ -252,7 +252,8 @@ impl StateDb {
     /// [`StorageError::Engine`] when a file is missing, damaged or locked by
     /// another process.
     pub fn open(path: &Path, options: &StateOptions) -> Result<StateDb, StorageError> {
-        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        // Without locks, and sized by itself to what its entries are.
+        let cache = Cache::new_hyper_clock_cache(options.block_cache_bytes, 0);
         let mut db_options = Options::default();
         db_options.create_if_missing(true);
         db_options.create_missing_column_families(true);
@@ -434,7 +435,8 @@ fn family_options(family: Family, options: &StateOptions, cache: &Cache) -> Opti
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     table.set_format_version(6);
-    table.set_block_size(8 << 10);
+    // Single keys are read from `current`, and a whole block with each that no cache has.
+    table.set_block_size(if family == Family::Current { 4 << 10 } else { 8 << 10 });
     if matches!(family, Family::Current | Family::Lease | Family::Session) {
         // Every put looks its key up first; most lookups of new keys end here.
         table.set_bloom_filter(10.0, false);
