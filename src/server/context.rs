@@ -14,6 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Status};
 
 use super::ServerOptions;
+use super::disk::Disk;
 use super::error::ServeError;
 use crate::env::EnvRef;
 use crate::mvcc::View;
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub node: Node,
     pub options: ServerOptions,
     pub env: EnvRef,
+    pub disk: Disk,
     /// Cancelled when the server stops: streams and waits end.
     pub stopping: CancellationToken,
     /// Work that outlives its request (a stream's source, the clean-up after a
@@ -51,7 +53,8 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(node: Node, options: ServerOptions, env: EnvRef) -> Arc<Shared> {
-        Arc::new(Shared { node, options, env, stopping: CancellationToken::new(), tasks: TaskTracker::new() })
+        let (disk, stopping, tasks) = Default::default();
+        Arc::new(Shared { node, options, env, disk, stopping, tasks })
     }
 
     /// The header of an answer made at `revision`.

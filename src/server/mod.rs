@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod context;
 pub mod control;
+mod disk;
 mod election;
 mod error;
 mod front;

@@ -1,0 +1,94 @@
+//! Whether reads come from the disk. Most are answered from memory within microseconds, where they were
+//! asked; a thread that waits for a disk meanwhile serves nobody. So once a read has waited for the disk,
+//! the next ones leave the threads that serve everybody, and wait for it side by side.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::env::Env;
+
+/// A read that took less did not wait for a disk.
+const SUSPICIOUS: Duration = Duration::from_micros(50);
+/// How long after a read from the disk others are expected to come from there, too. Short, so that a rare one
+/// does not send many away from memory.
+const EXPECTED: Duration = Duration::from_millis(5);
+
+/// What reads have found out.
+#[derive(Default)]
+pub(crate) struct Disk {
+    /// In microseconds of the monotonic clock.
+    expected_until: AtomicU64,
+}
+
+impl Disk {
+    /// Whether the next read may have to wait for the disk.
+    pub(super) fn is_expected(&self, env: &dyn Env) -> bool {
+        let until = self.expected_until.load(Ordering::Relaxed);
+        until > 0 && micros(env.monotonic()) < until
+    }
+
+    /// Reads, and takes note of whether it came from the disk.
+    pub(super) fn watch<T>(&self, env: &dyn Env, read: impl FnOnce() -> T) -> T {
+        let begun = env.monotonic();
+        let found = read();
+        let now = env.monotonic();
+        // Time alone does not tell: on a busy machine threads lose their core.
+        if now.saturating_sub(begun) >= SUSPICIOUS && this_thread_read() {
+            self.expected_until.store(micros(now + EXPECTED), Ordering::Relaxed);
+        }
+        found
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
+/// Whether this thread had the disk read anything since it was last asked; not, if it never was. Where the
+/// system does not say, it is believed to have.
+fn this_thread_read() -> bool {
+    thread_local! {
+        static BEFORE: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+    let text = std::fs::read_to_string("/proc/thread-self/io").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    let Some(bytes) = line.and_then(|bytes| bytes.parse::<u64>().ok()) else { return true };
+    BEFORE.replace(Some(bytes)).is_some_and(|before| before != bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::SystemEnv;
+
+    #[test]
+    fn only_a_slow_read_of_the_disk_lets_others_expect_it() {
+        let env = SystemEnv::shared();
+        let disk = Disk::default();
+        let slow = |work: &dyn Fn()| {
+            disk.watch(&*env, || {
+                work();
+                let begun = env.monotonic();
+                while env.monotonic().saturating_sub(begun) < SUSPICIOUS {}
+            });
+            disk.is_expected(&*env)
+        };
+        assert!(!disk.is_expected(&*env));
+        // What this thread read before.
+        this_thread_read();
+        assert!(!slow(&|| ()), "slow, but not for the disk");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![1; 1 << 20]).unwrap();
+        file.as_file().sync_all().unwrap();
+        let from_disk = || {
+            rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            assert_eq!(std::fs::read(file.path()).unwrap().len(), 1 << 20);
+        };
+        from_disk();
+        // A file system without a disk has nothing to show.
+        if this_thread_read() {
+            assert!(slow(&from_disk), "from the disk");
+        }
+    }
+}
