@@ -30,6 +30,9 @@ use super::{Read, StateDb, StateOptions, StorageError, codec};
 use crate::env::EnvRef;
 use crate::types::{ClusterId, Revision};
 
+/// How many times as long as the work on an operator's copy the rests in between are.
+pub const RESTS: u32 = 2;
+
 /// Name of the manifest in a snapshot's directory.
 const MANIFEST: &str = "MANIFEST";
 /// Name of the checkpoint in a snapshot's directory.
@@ -174,14 +177,14 @@ impl SnapshotStore {
     }
 
     /// Takes a snapshot that is gone when the last holder drops it, for
-    /// somebody who wants to carry the state away. All of it is read, in half of
-    /// the time that passes: nobody waits for a copy as for their own requests.
+    /// somebody who wants to carry the state away. All of it is read, with rests of
+    /// [`RESTS`] times the work: nobody waits for a copy as for their own requests.
     ///
     /// # Errors
     /// As [`SnapshotStore::build`].
     pub fn build_transient(&self, db: &StateDb, env: &EnvRef) -> Result<Arc<StoredSnapshot>, StorageError> {
         let scratch = self.scratch()?;
-        let manifest = self.checkpoint(db, &scratch.dir, Known::Checked, &mut half_the_time(env))?;
+        let manifest = self.checkpoint(db, &scratch.dir, Known::Checked, &mut resting(env))?;
         Ok(Arc::new(scratch.into_transient(manifest)))
     }
 
@@ -290,12 +293,12 @@ impl SnapshotStore {
     }
 }
 
-/// Rests as long as there was work since the last rest.
+/// Rests [`RESTS`] times as long as there was work since the last rest.
 #[expect(clippy::disallowed_methods, reason = "on a thread for what blocks")]
-fn half_the_time(env: &EnvRef) -> impl FnMut() {
+fn resting(env: &EnvRef) -> impl FnMut() {
     let mut since = env.monotonic();
     move || {
-        std::thread::sleep(env.monotonic().saturating_sub(since));
+        std::thread::sleep(env.monotonic().saturating_sub(since) * RESTS);
         since = env.monotonic();
     }
 }
