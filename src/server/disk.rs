@@ -1,10 +1,12 @@
-//! Whether reads come from the disk. Most are answered from memory within microseconds, where they were
-//! asked; a thread that waits for a disk meanwhile serves nobody. So once a read has waited for the disk,
-//! the next ones leave the threads that serve everybody, and wait for it side by side.
+//! Reads that wait for the disk. Most are answered from memory within microseconds, where they were asked;
+//! a thread that waits for a disk meanwhile serves nobody. So once a read has waited for the disk, the next
+//! ones let another thread serve in the place of theirs, and wait for it side by side.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::env::Env;
 
@@ -22,23 +24,27 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Whether the next read may have to wait for the disk.
-    pub(super) fn is_expected(&self, env: &dyn Env) -> bool {
-        let until = self.expected_until.load(Ordering::Relaxed);
-        until > 0 && micros(env.monotonic()) < until
-    }
-
-    /// Reads, and takes note of whether it came from the disk.
-    pub(super) fn watch<T>(&self, env: &dyn Env, read: impl FnOnce() -> T) -> T {
+    /// Reads, and lets others be served meanwhile if that may have to wait for the disk.
+    pub(super) fn read<T>(&self, env: &dyn Env, read: impl FnOnce() -> T) -> T {
         let begun = env.monotonic();
-        let found = read();
+        let expected_until = self.expected_until.load(Ordering::Relaxed);
+        let found = match micros(begun) < expected_until && can_be_replaced() {
+            true => tokio::task::block_in_place(read),
+            false => read(),
+        };
         let now = env.monotonic();
+        let due = || micros(now + EXPECTED / 2) > expected_until;
         // Time alone does not tell: on a busy machine threads lose their core.
-        if now.saturating_sub(begun) >= SUSPICIOUS && this_thread_read() {
+        if now.saturating_sub(begun) >= SUSPICIOUS && due() && this_thread_read() {
             self.expected_until.store(micros(now + EXPECTED), Ordering::Relaxed);
         }
         found
     }
+}
+
+/// Whether another thread can serve in the place of this one.
+fn can_be_replaced() -> bool {
+    Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 fn micros(time: Duration) -> u64 {
@@ -66,16 +72,14 @@ mod tests {
     fn only_a_slow_read_of_the_disk_lets_others_expect_it() {
         let env = SystemEnv::shared();
         let disk = Disk::default();
-        // Not `is_expected`: on a busy machine that may be over when it is asked.
         let slow = |work: &dyn Fn()| {
-            disk.watch(&*env, || {
+            disk.read(&*env, || {
                 work();
                 let begun = env.monotonic();
                 while env.monotonic().saturating_sub(begun) < SUSPICIOUS {}
             });
             disk.expected_until.load(Ordering::Relaxed) > 0
         };
-        assert!(!disk.is_expected(&*env));
         // What this thread read before; then nothing more, unless the system does not say.
         this_thread_read();
         if this_thread_read() {

@@ -85,7 +85,7 @@ pub(super) fn read_here<T>(
     let view = shared.view()?;
     let value = shared
         .disk
-        .watch(&*shared.env, || read(&view))
+        .read(&*shared.env, || read(&view))
         .map_err(|error| ServeError::of_read(&shared.node, error))?;
     Ok((view.revision, value))
 }
@@ -126,13 +126,9 @@ impl Kv for KvService {
         }
         let budget = self.shared.options.max_range_bytes;
         let short = |view: &View| mvcc::range_if_short(&view.data, view.marks(Space::User), &query, budget);
-        let here = match self.shared.disk.is_expected(&*self.shared.env) {
-            true => None,
-            false => Some(read_here(&self.shared, short)?),
-        };
-        let (revision, reply) = match here {
-            Some((revision, Some(reply))) => (revision, reply),
-            _ => {
+        let (revision, reply) = match read_here(&self.shared, short)? {
+            (revision, Some(reply)) => (revision, reply),
+            (_, None) => {
                 let read =
                     move |view: &View| mvcc::range(&view.data, view.marks(Space::User), &query, budget);
                 read_view(&self.shared, read).await?
