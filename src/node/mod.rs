@@ -153,8 +153,7 @@ impl Node {
     /// # Errors
     /// `NoLeader` or `Timeout` when no leader could be confirmed in time.
     pub async fn read_barrier(&self) -> Result<(), NodeError> {
-        let deadline = self.inner.core.deadline(None);
-        self.ends_as_stopped(self.inner.reads.barrier(deadline).await)
+        self.ends_as_stopped(self.inner.reads.barrier().await)
     }
 
     /// The newest view.
@@ -189,7 +188,7 @@ impl Node {
             };
         let mut view = LeaseView { ttl_s, granted_ttl_s, keys: Vec::new() };
         if keys && ttl_s >= 0 {
-            self.inner.desk.reads.barrier(deadline).await?;
+            self.inner.desk.reads.barrier().await?;
             let prefix = lease_keys(id);
             let attached =
                 lessor::scan(&self.view(), crate::storage::layout::Family::Lease, &prefix, |key, _| {

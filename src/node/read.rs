@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram};
 use openraft::{LinearizerOption, ReadPolicy};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, SetOnce};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,14 +42,34 @@ const INTERVAL_PER_READER: Duration = Duration::from_micros(50);
 /// and at the most.
 const INTERVAL_MAX: Duration = Duration::from_millis(3);
 
-type Round = watch::Sender<Option<Confirmed>>;
+/// One round and who waits for it: each holds it. Whoever waits needs no timer of their own, because the
+/// round is given up in time.
+struct Round {
+    deadline: Instant,
+    answer: SetOnce<Result<Confirmed, NodeError>>,
+}
+
+impl Round {
+    fn new(core: &Core) -> Arc<Round> {
+        Arc::new(Round { deadline: core.deadline(None), answer: SetOnce::new() })
+    }
+
+    /// How many wait, when one more holds it.
+    fn readers(self: &Arc<Round>) -> usize {
+        Arc::strong_count(self) - 1
+    }
+
+    fn answer(&self, answer: Result<Confirmed, NodeError>) {
+        let _ = self.answer.set(answer);
+    }
+}
 
 /// Shares rounds of confirmation among all who wait.
 pub(super) struct Reads {
     core: Arc<Core>,
     option: LinearizerOption,
     /// The round that has not begun yet, if anybody waits for it.
-    next: Mutex<Option<Round>>,
+    next: Mutex<Option<Arc<Round>>>,
     wanted: Notify,
     /// Looked up once, because every read counts.
     barriers: Counter,
@@ -91,7 +111,7 @@ impl Reads {
     }
 
     /// Returns when this node's view holds everything acknowledged before the call.
-    pub async fn barrier(&self, deadline: Instant) -> Result<(), NodeError> {
+    pub async fn barrier(&self) -> Result<(), NodeError> {
         if mutant::is(Mutant::ReadWithoutReadIndex) {
             return Ok(());
         }
@@ -101,9 +121,10 @@ impl Reads {
         }
         let started = Instant::now();
         self.barriers.increment(1);
-        let waited = match self.confirm(deadline).await {
-            Ok(confirmed) => self.core.applied(confirmed.index, deadline).await,
-            Err(error) => Err(error),
+        let round = self.join();
+        let waited = match round.answer.wait().await {
+            Ok(confirmed) => self.core.applied(confirmed.index, round.deadline).await,
+            Err(error) => Err(error.clone()),
         };
         waited.inspect_err(|_| metrics::counter!(telemetry::READ_BARRIERS_FAILED).increment(1))?;
         self.seconds.record(started.elapsed().as_secs_f64());
@@ -112,76 +133,80 @@ impl Reads {
 
     /// A confirmation of leadership that began after the call, by whoever leads.
     pub async fn confirm(&self, deadline: Instant) -> Result<Confirmed, NodeError> {
-        let mut answer = {
-            let mut next = self.next.lock();
-            next.get_or_insert_with(|| watch::channel(None).0).subscribe()
-        };
+        let round = self.join();
+        match tokio::time::timeout_at(deadline, round.answer.wait()).await {
+            Ok(answer) => answer.clone(),
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn join(&self) -> Arc<Round> {
+        let round = self.next.lock().get_or_insert_with(|| Round::new(&self.core)).clone();
         self.wanted.notify_one();
-        let waited = tokio::time::timeout_at(deadline, answer.wait_for(Option::is_some)).await;
-        match waited {
-            Ok(Ok(confirmed)) => Ok(confirmed.expect("waited for an answer")),
-            Ok(Err(_)) => Err(NodeError::Stopped),
-            Err(_) if self.core.leadership().leader == 0 => Err(NodeError::NoLeader),
-            Err(_) => Err(NodeError::Timeout),
+        round
+    }
+
+    fn too_late(&self) -> NodeError {
+        match self.core.leadership().leader {
+            0 => NodeError::NoLeader,
+            _ => NodeError::Timeout,
         }
     }
 
     async fn run(self: Arc<Reads>, stop: CancellationToken) {
         // Rounds whose attempt failed; the next attempt answers them too, as it
         // begins after they did.
-        let mut waiting: Vec<Round> = Vec::new();
+        let mut waiting: Vec<Arc<Round>> = Vec::new();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.rounds(&mut waiting) => {}
+        }
+        // The last one stays, and answers whoever still comes.
+        waiting.push(self.next.lock().get_or_insert_with(|| Round::new(&self.core)).clone());
+        waiting.iter().for_each(|round| round.answer(Err(NodeError::Stopped)));
+    }
+
+    async fn rounds(&self, waiting: &mut Vec<Arc<Round>>) {
         let mut pause = Pause::default();
         let mut not_before = Instant::now();
         loop {
             if waiting.is_empty() {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.wanted.notified() => {}
-                }
+                self.wanted.notified().await;
             }
             if Instant::now() < not_before {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep_until(not_before) => {}
-                }
+                tokio::time::sleep_until(not_before).await;
             }
             waiting.extend(self.next.lock().take());
-            waiting.retain(|round| round.receiver_count() > 0);
-            if waiting.is_empty() {
-                continue;
-            }
+            waiting.retain(|round| round.readers() > 0);
+            let Some(deadline) = waiting.iter().map(|round| round.deadline).min() else { continue };
             let began = Instant::now();
             metrics::counter!(telemetry::READ_ROUNDS).increment(1);
-            let confirmed = tokio::select! {
-                () = stop.cancelled() => return,
-                confirmed = self.attempt() => confirmed,
-            };
-            match confirmed {
+            match self.attempt(deadline).await {
                 Some(confirmed) => {
                     pause = Pause::default();
-                    let readers: usize = waiting.iter().map(|round| round.receiver_count()).sum();
+                    let readers: usize = waiting.iter().map(Round::readers).sum();
                     if readers >= BUSY_READERS {
                         not_before = began + INTERVAL_MAX.min(INTERVAL_PER_READER * readers as u32);
                     }
                     for round in waiting.drain(..) {
-                        round.send_replace(Some(confirmed));
+                        round.answer(Ok(confirmed));
                     }
                 }
                 None => {
-                    let until = Instant::now() + self.core.options.election_timeout;
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        _ = pause.wait(&self.core.env, until) => {}
-                    }
+                    let until = (Instant::now() + self.core.options.election_timeout).min(deadline);
+                    pause.wait(&self.core.env, until).await;
+                    let late = |round: &mut Arc<Round>| round.deadline <= Instant::now();
+                    waiting.extract_if(.., late).for_each(|round| round.answer(Err(self.too_late())));
                 }
             }
         }
     }
 
-    /// One round. `None` when there is no leader that could confirm itself.
-    async fn attempt(&self) -> Option<Confirmed> {
+    /// One round. `None` when there is no leader that could confirm itself by the deadline.
+    async fn attempt(&self, deadline: Instant) -> Option<Confirmed> {
         let leadership = self.core.leadership();
-        let limit = self.core.options.election_timeout.max(Duration::from_millis(100));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = self.core.options.election_timeout.max(Duration::from_millis(100)).min(left);
         if leadership.leader == 0 {
             self.core.leadership_beyond(leadership, Instant::now() + limit).await;
             return None;
