@@ -171,8 +171,7 @@ impl Node {
     /// # Errors
     /// When no leader confirmed the renewal in time; it is then not promised.
     pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<i64, NodeError> {
-        let deadline = self.inner.core.deadline(None);
-        self.inner.renewals.renew(&self.inner.desk, id, deadline).await
+        self.inner.renewals.renew(&self.inner.desk, id).await
     }
 
     /// What is known of a lease, asked of the leader.
