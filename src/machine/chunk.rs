@@ -18,10 +18,8 @@ use crate::types::{
     ApplyError, Event, EventKind, KeyRange, KeyValue, LeaseId, Revision, RevisionEvents, Space,
 };
 
-/// Bytes of recently written records that are kept at most, beyond one chunk.
-const RECENT_BYTES_MAX: usize = 16 << 20;
 /// What a kept record takes beside its key and value.
-const RECENT_ENTRY_BYTES: usize = 128;
+const RECENT_ENTRY_BYTES: usize = 256;
 
 /// A batch starts with as much room as the last one took, but with no more than this.
 const BATCH_BYTES_KEPT: usize = 1 << 20;
@@ -38,6 +36,8 @@ pub(super) struct Chunk {
     current: BTreeMap<Vec<u8>, Known>,
     /// About how many bytes `current` has.
     current_bytes: usize,
+    /// Up to where `current` was cleared the last time.
+    forgotten: Vec<u8>,
     /// Whether a transaction has changed `current` and may yet be abandoned.
     is_open: bool,
 }
@@ -46,20 +46,33 @@ impl Chunk {
     /// Takes out what is to be written; events and effects stay until they are published.
     pub fn take_writes(&mut self) -> Batch {
         assert!(!self.is_open, "a transaction is open");
-        if self.current_bytes > RECENT_BYTES_MAX {
-            self.current.clear();
-            self.current_bytes = 0;
-        }
         let room_bytes = self.batch.size_bytes().min(BATCH_BYTES_KEPT);
         std::mem::replace(&mut self.batch, Batch::with_capacity(room_bytes))
     }
 
+    /// Forgets records until those left take no more than this, or somewhat less, so that it is not for
+    /// each one: in the order of their keys, because which will be written again nobody knows.
+    pub fn forget(&mut self, bytes_max: usize) {
+        assert!(!self.is_open, "a transaction is open");
+        if self.current_bytes <= bytes_max {
+            return;
+        }
+        let enough = bytes_max - bytes_max / 64;
+        while self.current_bytes > enough {
+            let from = std::mem::take(&mut self.forgotten);
+            let mut gone = self.current.extract_if(from.., |_, _| true);
+            while self.current_bytes > enough {
+                // At the end it goes on from the beginning.
+                let Some((place, known)) = gone.next() else { break };
+                self.current_bytes -= footprint(&place, &known);
+                self.forgotten = place;
+            }
+        }
+    }
+
     /// Replaces what is known of a live key, and returns what was.
     fn replace(&mut self, place: &[u8], known: Option<Known>) -> Option<Known> {
-        let bytes = |known: &Known| {
-            let value_bytes = known.as_ref().map_or(0, |record| record.value.len());
-            RECENT_ENTRY_BYTES + place.len() + value_bytes
-        };
+        let bytes = |known: &Known| footprint(place, known);
         self.current_bytes += known.as_ref().map_or(0, bytes);
         let before = match (known, self.current.get_mut(place)) {
             (Some(known), Some(stands)) => Some(std::mem::replace(stands, known)),
@@ -73,6 +86,11 @@ impl Chunk {
 
 /// What is known of a live key: its record, or that there is none.
 type Known = Option<Record>;
+
+/// About how many bytes it takes to remember it.
+fn footprint(place: &[u8], known: &Known) -> usize {
+    RECENT_ENTRY_BYTES + place.len() + known.as_ref().map_or(0, |record| record.value.len())
+}
 
 /// The changes of one revision while it is being made. They reach the chunk's
 /// batch only when the whole transaction is known to succeed.
@@ -277,5 +295,34 @@ impl Keys for Layers<'_> {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forgotten_goes_round_and_is_counted() {
+        let mut chunk = Chunk::default();
+        let place = |n: u8| vec![n];
+        let one = footprint(&place(0), &None);
+        (0..100).for_each(|n| drop(chunk.replace(&place(n), Some(None))));
+        assert_eq!(chunk.current_bytes, 100 * one);
+        chunk.forget(100 * one);
+        assert_eq!(chunk.current.len(), 100, "there is room for all");
+        chunk.forget(64 * one);
+        assert_eq!(
+            chunk.current.keys().next(),
+            Some(&place(37)),
+            "the first, and one so that it is not each time"
+        );
+        (0..37).for_each(|n| drop(chunk.replace(&place(n), Some(None))));
+        chunk.forget(32 * one);
+        let left: Vec<u8> = chunk.current.keys().map(|place| place[0]).collect();
+        assert_eq!(left, (5..36).collect::<Vec<_>>(), "from there to the end, and on from the beginning");
+        assert_eq!(chunk.current_bytes, 31 * one);
+        chunk.forget(0);
+        assert_eq!((chunk.current.len(), chunk.current_bytes), (0, 0));
     }
 }

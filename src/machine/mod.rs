@@ -443,6 +443,7 @@ impl Machine {
     /// brings the state to.
     fn write_out(&mut self) -> Result<(), StorageError> {
         self.state.save(&self.db, &mut self.chunk.batch);
+        self.chunk.forget(self.db.record_cache_bytes());
         self.db.write(self.chunk.take_writes())
     }
 

@@ -23,8 +23,17 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
+        Rig::with(&StateOptions::default())
+    }
+
+    /// One that remembers hardly anything of what it wrote.
+    fn forgetful() -> Rig {
+        Rig::with(&StateOptions { record_cache_bytes: 600, ..StateOptions::default() })
+    }
+
+    fn with(options: &StateOptions) -> Rig {
         let dir = tempfile::tempdir().unwrap();
-        let machine = Machine::open(StateDb::open(dir.path(), &StateOptions::default()).unwrap()).unwrap();
+        let machine = Machine::open(StateDb::open(dir.path(), options).unwrap()).unwrap();
         Rig { dir, machine }
     }
 
@@ -344,7 +353,7 @@ proptest! {
         chunk in 1usize..9, sweep_every in 1usize..20, reopen_at in 0usize..60,
     ) {
         let mut model = Model::new();
-        let (mut rig, mut twin) = (Rig::new(), Rig::new());
+        let (mut rig, mut twin) = (Rig::new(), Rig::forgetful());
         let mut walked = mvcc::Walked::default();
         for (number, steps) in steps.chunks(chunk).enumerate() {
             let mut commands = Vec::new();

@@ -194,7 +194,8 @@ fn node(values: &mut Values, urls: &Urls) -> Result<NodeOptions> {
         ..NodeOptions::default()
     };
     options.state = StateOptions {
-        block_cache_bytes: size(values.bytes("block-cache-bytes", memory::for_blocks(), MIB)?),
+        block_cache_bytes: size(values.bytes("block-cache-bytes", memory::for_a_cache(), MIB)?),
+        record_cache_bytes: size(values.bytes("record-cache-bytes", memory::for_a_cache(), 0)?),
         write_buffer_bytes: size(values.bytes("write-buffer-bytes", 32 * MIB, MIB)?),
     };
     Ok(options)

@@ -81,6 +81,8 @@ settings! {
     lease_reads "lease-reads" <"BOOL"> "false" "Serve linearizable reads by the leader's lease: faster, and trusts clocks";
     block_cache_bytes "block-cache-bytes" <"SIZE">
         "an eighth of the memory, 64MiB to 512MiB" "Cache of the store's blocks";
+    record_cache_bytes "record-cache-bytes" <"SIZE">
+        "an eighth of the memory, 64MiB to 512MiB" "Cache of the records that writes look up";
     write_buffer_bytes "write-buffer-bytes" <"SIZE"> "32MiB" "Writes kept in memory before they are flushed";
     stop_timeout "stop-timeout" <"TIME"> "2s" "How long requests may take to finish when the node stops";
     warning_unary_request_duration "warning-unary-request-duration" <"TIME">

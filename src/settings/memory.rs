@@ -1,16 +1,35 @@
 //! How much memory there is for this process.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
-/// Where a control group's limit stands, in its two layouts, as a container sees it.
-const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-
-/// Bytes for the cache of the store's blocks, if nothing is set. A store that does not fit there pays for
-/// every read with a block to be fetched, checked and unpacked.
-pub(super) fn for_blocks() -> u64 {
+/// Bytes for one of the store's two caches, if nothing is set. A store that does not fit there pays for every
+/// read, or for every write, with a block to be fetched, checked and unpacked.
+pub(super) fn for_a_cache() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
-    let limits = LIMITS.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = limit_files(&groups)
+        .into_iter()
+        .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
     eighth(limits.chain(machine).min())
+}
+
+/// Where the limits of this process's control group and of those around it stand, by what
+/// `/proc/self/cgroup` says. A container sees its own as the root.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
+        let (root, name) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let group = Path::new(group.trim_start_matches('/'));
+        files.extend(group.ancestors().map(|group| Path::new(root).join(group).join(name)));
+    }
+    files
 }
 
 /// An eighth of the memory, within bounds; the least where the system does not say.
@@ -35,7 +54,24 @@ mod tests {
             [None, Some(gib / 4), Some(2 * gib), Some(64 * gib)].map(eighth),
             [64, 64, 256, 512].map(|mib| mib << 20)
         );
-        assert!((64 << 20..=512 << 20).contains(&for_blocks()));
+        assert!((64 << 20..=512 << 20).contains(&for_a_cache()));
+    }
+
+    #[test]
+    fn the_limits_of_a_group_and_of_those_around_it_count() {
+        let of =
+            |groups| limit_files(groups).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(of("0::/\n"), ["/sys/fs/cgroup/memory.max"]);
+        assert_eq!(
+            of("0::/system.slice/store.service\n"),
+            ["system.slice/store.service/", "system.slice/", ""]
+                .map(|at| format!("/sys/fs/cgroup/{at}memory.max"))
+        );
+        assert_eq!(
+            of("9:name=systemd:/\n4:memory:/pod\n1:cpu:/pod\n"),
+            ["pod/", ""].map(|at| format!("/sys/fs/cgroup/memory/{at}memory.limit_in_bytes"))
+        );
+        assert!(of("nonsense").is_empty());
     }
 
     #[test]

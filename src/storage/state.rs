@@ -25,13 +25,19 @@ use super::{StorageError, codec};
 pub struct StateOptions {
     /// Bytes of the block cache, shared by all families.
     pub block_cache_bytes: usize,
+    /// Bytes of records kept decoded, because whoever writes a key soon writes it again.
+    pub record_cache_bytes: usize,
     /// Bytes of unflushed writes, over all families, before a flush begins.
     pub write_buffer_bytes: usize,
 }
 
 impl Default for StateOptions {
     fn default() -> Self {
-        StateOptions { block_cache_bytes: 64 << 20, write_buffer_bytes: 32 << 20 }
+        StateOptions {
+            block_cache_bytes: 64 << 20,
+            record_cache_bytes: 64 << 20,
+            write_buffer_bytes: 32 << 20,
+        }
     }
 }
 
@@ -43,6 +49,7 @@ pub struct StateDb {
     numbers: [u32; Family::ALL.len()],
     /// The options it was opened with, which hold its counters.
     counters: Arc<Options>,
+    record_cache_bytes: usize,
 }
 
 /// How the cache of the state's blocks does.
@@ -271,7 +278,21 @@ impl StateDb {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
         });
         let db = DB::open_cf_descriptors(&db_options, path, families)?;
-        Ok(StateDb { numbers: family_numbers(&db), db: Arc::new(db), counters: Arc::new(db_options) })
+        Ok(StateDb::of(db, db_options, options))
+    }
+
+    fn of(db: DB, db_options: Options, options: &StateOptions) -> StateDb {
+        StateDb {
+            numbers: family_numbers(&db),
+            db: Arc::new(db),
+            counters: Arc::new(db_options),
+            record_cache_bytes: options.record_cache_bytes,
+        }
+    }
+
+    /// What [`StateOptions::record_cache_bytes`] says.
+    pub fn record_cache_bytes(&self) -> usize {
+        self.record_cache_bytes
     }
 
     /// Opens the database in `path` for reading, without changing its content.
@@ -288,7 +309,7 @@ impl StateDb {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
         });
         let db = DB::open_cf_descriptors_read_only(&db_options, path, families, false)?;
-        Ok(StateDb { numbers: family_numbers(&db), db: Arc::new(db), counters: Arc::new(db_options) })
+        Ok(StateDb::of(db, db_options, options))
     }
 
     /// Tells later whether this database is still open, without keeping it so.

@@ -217,7 +217,11 @@ impl Host {
             snapshot_count: tuning.snapshot_count,
             log_retained_entries: tuning.log_retained,
             lease_reads: tuning.lease_reads,
-            state: StateOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 64 << 20 },
+            state: StateOptions {
+                block_cache_bytes: 1 << 20,
+                record_cache_bytes: 1 << 20,
+                write_buffer_bytes: 64 << 20,
+            },
             ..NodeOptions::default()
         }
     }

@@ -104,7 +104,11 @@ impl Cluster {
             election_timeout: Duration::from_millis(500),
             quota_bytes: self.quota_bytes,
             disk_reserve_bytes: 0,
-            state: StateOptions { block_cache_bytes: 4 << 20, write_buffer_bytes: 4 << 20 },
+            state: StateOptions {
+                block_cache_bytes: 4 << 20,
+                record_cache_bytes: 4 << 20,
+                write_buffer_bytes: 4 << 20,
+            },
             ..NodeOptions::default()
         };
         let network = self.network.clone();

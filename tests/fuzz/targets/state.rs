@@ -91,7 +91,8 @@ impl Rig {
 /// A new database. Its files go with the scratch directory.
 fn new_db() -> StateDb {
     let dir = tempfile::tempdir_in(scratch()).expect("a temporary directory").keep();
-    let options = StateOptions { block_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
+    let options =
+        StateOptions { block_cache_bytes: 1 << 20, record_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
     StateDb::open(&dir, &options).expect("an empty database opens")
 }
 
