@@ -22,6 +22,8 @@ const REST_MIN: Duration = Duration::from_millis(10);
 /// A rest is so many times as long as the step before it: sweeping takes a twentieth of a core if that is
 /// enough, and half of one if it has to.
 const RESTS: std::ops::RangeInclusive<u32> = 1..=19;
+/// The same while somebody waits for the sweep: a quarter of a core, which writers feel but little.
+const RESTS_AWAITED: u32 = 3;
 
 /// Starts the task.
 pub(super) fn start(core: &Arc<Core>, live: &LiveState, ears: Arc<Ears>, tasks: &Tasks) {
@@ -79,8 +81,7 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, w
                 let took = now.saturating_sub(started);
                 let rest = match core.swept.receiver_count() {
                     0 => rest(took, time_left, steps_left),
-                    // Somebody waits for it.
-                    _ => took,
+                    _ => took * RESTS_AWAITED,
                 };
                 tokio::time::sleep(rest).await;
             }
