@@ -311,8 +311,8 @@ fn table(rows: &[Row], innocent: bool) -> String {
 
 /// Puts the table into its place in `RESULTS.md`.
 fn keep(table: &str) -> anyhow::Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jepsen/RESULTS.md");
-    let page = fs::read_to_string(&path)?;
+    let path = Path::new("jepsen/RESULTS.md");
+    let page = fs::read_to_string(path)?;
     let [begin, end] = MARKS;
     let Some((head, rest)) = page.split_once(begin) else { bail!("{} has no {begin}", path.display()) };
     let tail = rest.split_once(end).map_or("", |(_, tail)| tail);

@@ -49,7 +49,7 @@ pub const CELL_SECONDS_MIN: f64 = 10.0;
 const MARK: &str = "<!-- below this line: written by `make jepsen-long` -->";
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("jepsen")
+    PathBuf::from("jepsen")
 }
 
 /// What a command says, on one line; nothing when it does not work.

@@ -84,7 +84,7 @@ struct Arguments {
     #[arg(long)]
     again: bool,
     /// The results file.
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results.jsonl"))]
+    #[arg(long, value_name = "FILE", default_value = "benches/results.jsonl")]
     results: PathBuf,
     /// Serve what answers a constant, on this port: the program that the row `bare` measures.
     #[arg(long, hide = true, value_name = "PORT")]

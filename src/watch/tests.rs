@@ -298,8 +298,8 @@ impl goldenscript::Runner for Runner {
 }
 
 fn story(name: &str) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/watch/testscripts");
-    goldenscript::run(&mut Runner::new(), std::path::Path::new(path).join(name)).unwrap();
+    let path = std::path::Path::new("src/watch/testscripts").join(name);
+    goldenscript::run(&mut Runner::new(), path).unwrap();
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Current {
 
 /// The inputs kept with the sources.
 pub fn kept_dir(target: &Target) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target.name)
+    Path::new("tests/fuzz/corpus").join(target.name)
 }
 
 /// The files of a directory, in the order of their names; none when it is not there.
