@@ -21,6 +21,9 @@ use crate::types::{
 /// What a kept record takes beside its key and value.
 const RECENT_ENTRY_BYTES: usize = 256;
 
+/// Bytes of records that are forgotten at once, beyond those that have to be: whoever writes waits for it.
+const FORGOTTEN_BYTES_MAX: usize = 1 << 20;
+
 /// A batch starts with as much room as the last one took, but with no more than this.
 const BATCH_BYTES_KEPT: usize = 1 << 20;
 
@@ -38,6 +41,8 @@ pub(super) struct Chunk {
     current_bytes: usize,
     /// Up to where `current` was cleared the last time.
     forgotten: Vec<u8>,
+    /// What the chunk removed, by its key in `current`.
+    removed: Vec<Vec<u8>>,
     /// Whether a transaction has changed `current` and may yet be abandoned.
     is_open: bool,
 }
@@ -50,14 +55,20 @@ impl Chunk {
         std::mem::replace(&mut self.batch, Batch::with_capacity(room_bytes))
     }
 
-    /// Forgets records until those left take no more than this, or somewhat less, so that it is not for
-    /// each one: in the order of their keys, because which will be written again nobody knows.
+    /// Forgets what was removed, which scans would step over for ever; and records until those left take no
+    /// more than this, or somewhat less, so that it is not for each one: in the order of their keys, because
+    /// which will be written again nobody knows.
     pub fn forget(&mut self, bytes_max: usize) {
         assert!(!self.is_open, "a transaction is open");
+        for place in std::mem::take(&mut self.removed) {
+            if self.current.get(&place).is_some_and(Option::is_none) {
+                self.replace(&place, None);
+            }
+        }
         if self.current_bytes <= bytes_max {
             return;
         }
-        let enough = bytes_max - bytes_max / 64;
+        let enough = bytes_max - (bytes_max / 64).min(FORGOTTEN_BYTES_MAX);
         while self.current_bytes > enough {
             let from = std::mem::take(&mut self.forgotten);
             let mut gone = self.current.extract_if(from.., |_, _| true);
@@ -170,7 +181,10 @@ impl Transaction {
             let batch = &mut chunk.batch;
             match &record {
                 Some(record) => batch.put_encoded(db, Family::Current, &place, record),
-                None => batch.delete(db, Family::Current, &place),
+                None => {
+                    batch.delete(db, Family::Current, &place);
+                    chunk.removed.push(place);
+                }
             }
             move_attachment(db, batch, space, &key, prev.as_ref(), record.as_ref());
             let version = VersionRef {
@@ -324,5 +338,36 @@ mod tests {
         assert_eq!(chunk.current_bytes, 31 * one);
         chunk.forget(0);
         assert_eq!((chunk.current.len(), chunk.current_bytes), (0, 0));
+    }
+
+    #[test]
+    fn what_is_removed_is_not_remembered_once_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = StateDb::open(dir.path(), &crate::storage::StateOptions::default()).unwrap();
+        let mut chunk = Chunk::default();
+        let one = Record {
+            create: Revision(2),
+            modified: Revision(2),
+            version: 1,
+            lease: LeaseId::NONE,
+            value: Bytes::new(),
+        };
+        let some = || Some(one.clone());
+        let change = |chunk: &mut Chunk, revision, key: &'static [u8], record: Option<Record>| {
+            let mut transaction = Transaction::new(Revision(revision), None, 0);
+            transaction.change(chunk, Space::User, Bytes::from_static(key), record, None);
+            transaction.commit(&db, chunk);
+        };
+        change(&mut chunk, 2, b"stays", some());
+        change(&mut chunk, 3, b"goes", some());
+        change(&mut chunk, 4, b"goes", None);
+        change(&mut chunk, 5, b"comes back", None);
+        change(&mut chunk, 6, b"comes back", some());
+        assert_eq!(chunk.current.len(), 3, "nothing is on the disk yet");
+        chunk.forget(usize::MAX);
+        let left: Vec<_> = chunk.current.keys().cloned().collect();
+        assert_eq!(left, [&b"comes back"[..], b"stays"].map(|key| layout::current(Space::User, key)));
+        chunk.forget(0);
+        assert_eq!(chunk.current_bytes, 0);
     }
 }
