@@ -221,6 +221,9 @@ fn specs(shape: &Shape, directory: &Path) -> Vec<NodeSpec> {
         flag("--initial-cluster", peers.join(",").into());
         flag("--initial-cluster-state", "new".into());
         flag("--initial-cluster-token", "mainstay-dev".into());
+        // All of them share this machine's memory.
+        flag("--block-cache-bytes", "64MiB".into());
+        flag("--record-cache-bytes", "64MiB".into());
         NodeSpec { log: directory.join(format!("{name}.log")), name, args }
     };
     shape.ports.iter().enumerate().map(spec).collect()

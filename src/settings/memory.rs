@@ -17,17 +17,23 @@ pub(super) fn for_a_cache() -> u64 {
 /// Where the limits of this process's control group and of those around it stand, by what
 /// `/proc/self/cgroup` says. A container sees its own as the root.
 fn limit_files(groups: &str) -> Vec<PathBuf> {
-    let mut files = Vec::new();
+    let of = |controllers: &str| match controllers {
+        "" => Some(("/sys/fs/cgroup", "memory.max")),
+        _ if controllers.split(',').any(|one| one == "memory") => {
+            Some(("/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
+        }
+        _ => None,
+    };
+    // A container's own, even when it cannot tell its group.
+    let mut files: Vec<_> =
+        ["", "memory"].into_iter().filter_map(of).map(|(root, name)| Path::new(root).join(name)).collect();
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
-        let (root, name) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => continue,
-        };
-        let group = Path::new(group.trim_start_matches('/'));
-        files.extend(group.ancestors().map(|group| Path::new(root).join(group).join(name)));
+        let Some((root, name)) = of(controllers) else { continue };
+        let groups =
+            Path::new(group.trim_start_matches('/')).ancestors().filter(|group| *group != Path::new(""));
+        files.extend(groups.map(|group| Path::new(root).join(group).join(name)));
     }
     files
 }
@@ -59,19 +65,21 @@ mod tests {
 
     #[test]
     fn the_limits_of_a_group_and_of_those_around_it_count() {
-        let of =
-            |groups| limit_files(groups).iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-        assert_eq!(of("0::/\n"), ["/sys/fs/cgroup/memory.max"]);
+        let of = |groups: &str| {
+            limit_files(groups).iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+        };
+        let own = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+        assert_eq!(of("0::/\n"), own);
         assert_eq!(
-            of("0::/system.slice/store.service\n"),
-            ["system.slice/store.service/", "system.slice/", ""]
-                .map(|at| format!("/sys/fs/cgroup/{at}memory.max"))
+            of("0::/system.slice/store.service\n")[2..],
+            ["system.slice/store.service", "system.slice"]
+                .map(|at| format!("/sys/fs/cgroup/{at}/memory.max"))
         );
-        assert_eq!(
-            of("9:name=systemd:/\n4:memory:/pod\n1:cpu:/pod\n"),
-            ["pod/", ""].map(|at| format!("/sys/fs/cgroup/memory/{at}memory.limit_in_bytes"))
-        );
-        assert!(of("nonsense").is_empty());
+        for controllers in ["memory", "hugetlb,memory"] {
+            let groups = format!("9:name=systemd:/\n4:{controllers}:/pod\n1:cpu:/pod\n");
+            assert_eq!(of(&groups)[2..], ["/sys/fs/cgroup/memory/pod/memory.limit_in_bytes"]);
+        }
+        assert_eq!(of("nonsense"), own);
     }
 
     #[test]
