@@ -26,6 +26,9 @@ use crate::storage::{Read, codec};
 use crate::telemetry;
 use crate::types::{ClusterId, DiskId, NodeId, Revision, Space};
 
+/// Who comes so much later than the first that waits for a round joins the next one: the round is given up
+/// when the first has waited long enough.
+pub(super) const SHARED_FOR: Duration = Duration::from_millis(50);
 /// The first wait before something is tried again; doubled up to [`RETRY_MAX`].
 pub(super) const RETRY_MIN: Duration = Duration::from_millis(10);
 /// The longest wait before something is tried again.

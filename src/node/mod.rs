@@ -187,7 +187,8 @@ impl Node {
             };
         let mut view = LeaseView { ttl_s, granted_ttl_s, keys: Vec::new() };
         if keys && ttl_s >= 0 {
-            self.inner.desk.reads.barrier().await?;
+            let barrier = self.inner.desk.reads.barrier();
+            tokio::time::timeout_at(deadline, barrier).await.map_err(|_| NodeError::Timeout)??;
             let prefix = lease_keys(id);
             let attached =
                 lessor::scan(&self.view(), crate::storage::layout::Family::Lease, &prefix, |key, _| {

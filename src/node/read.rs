@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::NodeError;
 use super::control::{Answer, Ask};
-use super::core::{Core, Pause};
+use super::core::{Core, Pause, SHARED_FOR};
 use super::tasks::Tasks;
 use crate::mutant::{self, Mutant};
 use crate::telemetry;
@@ -50,10 +50,6 @@ struct Round {
 }
 
 impl Round {
-    fn new(core: &Core) -> Arc<Round> {
-        Arc::new(Round { deadline: core.deadline(None), answer: SetOnce::new() })
-    }
-
     /// How many wait, when one more holds it.
     fn readers(self: &Arc<Round>) -> usize {
         Arc::strong_count(self) - 1
@@ -68,8 +64,9 @@ impl Round {
 pub(super) struct Reads {
     core: Arc<Core>,
     option: LinearizerOption,
-    /// The round that has not begun yet, if anybody waits for it.
-    next: Mutex<Option<Arc<Round>>>,
+    /// The rounds that have not begun yet and will begin together: usually one, more when they wait long, because
+    /// those of one round have about the same deadline. `None` when none will begin.
+    next: Mutex<Option<Vec<Arc<Round>>>>,
     wanted: Notify,
     /// Looked up once, because every read counts.
     barriers: Counter,
@@ -100,7 +97,7 @@ impl Reads {
         let reads = Arc::new(Reads {
             core: core.clone(),
             option,
-            next: Mutex::default(),
+            next: Mutex::new(Some(Vec::new())),
             wanted: Notify::new(),
             barriers: metrics::counter!(telemetry::READ_BARRIERS),
             seconds: metrics::histogram!(telemetry::READ_BARRIER_SECONDS),
@@ -121,7 +118,7 @@ impl Reads {
         }
         let started = Instant::now();
         self.barriers.increment(1);
-        let round = self.join();
+        let round = self.join()?;
         let waited = match round.answer.wait().await {
             Ok(confirmed) => self.core.applied(confirmed.index, round.deadline).await,
             Err(error) => Err(error.clone()),
@@ -133,17 +130,28 @@ impl Reads {
 
     /// A confirmation of leadership that began after the call, by whoever leads.
     pub async fn confirm(&self, deadline: Instant) -> Result<Confirmed, NodeError> {
-        let round = self.join();
+        let round = self.join()?;
         match tokio::time::timeout_at(deadline, round.answer.wait()).await {
             Ok(answer) => answer.clone(),
             Err(_) => Err(self.too_late()),
         }
     }
 
-    fn join(&self) -> Arc<Round> {
-        let round = self.next.lock().get_or_insert_with(|| Round::new(&self.core)).clone();
+    fn join(&self) -> Result<Arc<Round>, NodeError> {
+        let deadline = self.core.deadline(None);
+        let round = {
+            let mut next = self.next.lock();
+            let rounds = next.as_mut().ok_or(NodeError::Stopped)?;
+            match rounds.last() {
+                Some(round) if deadline <= round.deadline + SHARED_FOR => round.clone(),
+                _ => {
+                    rounds.push(Arc::new(Round { deadline, answer: SetOnce::new() }));
+                    rounds[rounds.len() - 1].clone()
+                }
+            }
+        };
         self.wanted.notify_one();
-        round
+        Ok(round)
     }
 
     fn too_late(&self) -> NodeError {
@@ -161,8 +169,7 @@ impl Reads {
             () = stop.cancelled() => {}
             () = self.rounds(&mut waiting) => {}
         }
-        // The last one stays, and answers whoever still comes.
-        waiting.push(self.next.lock().get_or_insert_with(|| Round::new(&self.core)).clone());
+        waiting.extend(self.next.lock().take().into_iter().flatten());
         waiting.iter().for_each(|round| round.answer(Err(NodeError::Stopped)));
     }
 
@@ -176,7 +183,7 @@ impl Reads {
             if Instant::now() < not_before {
                 tokio::time::sleep_until(not_before).await;
             }
-            waiting.extend(self.next.lock().take());
+            waiting.extend(self.next.lock().iter_mut().flat_map(std::mem::take));
             waiting.retain(|round| round.readers() > 0);
             let Some(deadline) = waiting.iter().map(|round| round.deadline).min() else { continue };
             let began = Instant::now();

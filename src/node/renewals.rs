@@ -11,11 +11,12 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, SetOnce};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::NodeError;
 use super::ask::Desk;
 use super::control::{Answer, Ask};
+use super::core::SHARED_FOR;
 use super::tasks::Tasks;
 use crate::types::LeaseId;
 
@@ -74,8 +75,8 @@ impl Renewals {
         let (place, answer) = {
             let mut waiting = self.waiting.lock();
             let rounds = waiting.as_mut().ok_or(NodeError::Stopped)?;
-            if rounds.back().is_none_or(|round| round.ids.len() == ROUND_LEASES_MAX) {
-                let deadline = desk.core.deadline(None);
+            let deadline = desk.core.deadline(None);
+            if !rounds.back().is_some_and(|round| round.takes_another(deadline)) {
                 rounds.push_back(Round { ids: Vec::new(), deadline, answer: Arc::default() });
             }
             let round = rounds.back_mut().expect("there is one");
@@ -119,10 +120,15 @@ impl Renewals {
 }
 
 impl Round {
+    /// Whether one more may join who has until `deadline`.
+    fn takes_another(&self, deadline: Instant) -> bool {
+        self.ids.len() < ROUND_LEASES_MAX && deadline <= self.deadline + SHARED_FOR
+    }
+
     async fn run(self, desk: &Desk) {
         let count = self.ids.len();
-        let answer = match desk.ask_leader(Ask::LeaseKeepAlive { ids: self.ids.clone() }, self.deadline).await
-        {
+        let asked = desk.ask_leader(Ask::LeaseKeepAlive { ids: self.ids.clone() }, self.deadline);
+        let answer = match timeout_at(self.deadline, asked).await.unwrap_or(Err(NodeError::Timeout)) {
             Ok(Answer::LeaseKeptAlive { ttls_s }) if ttls_s.len() == count => Ok(ttls_s),
             Ok(other) => Err(NodeError::Internal(format!("{count} renewals were answered with {other:?}"))),
             Err(error) => Err(error),

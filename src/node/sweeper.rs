@@ -19,6 +19,8 @@ const STEP_CHANGES: usize = 500;
 const SWEEP_TIME: Duration = Duration::from_secs(300);
 /// The least rest between two steps.
 const REST_MIN: Duration = Duration::from_millis(10);
+/// And the longest, however long the step took.
+const REST_MAX: Duration = Duration::from_secs(2);
 /// A rest is so many times as long as the step before it: sweeping takes a twentieth of a core if that is
 /// enough, and half of one if it has to.
 const RESTS: std::ops::RangeInclusive<u32> = 1..=19;
@@ -81,7 +83,7 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, w
                 let took = now.saturating_sub(started);
                 let rest = match core.swept.receiver_count() {
                     0 => rest(took, time_left, steps_left),
-                    _ => took * RESTS_AWAITED,
+                    _ => (took * RESTS_AWAITED).min(REST_MAX),
                 };
                 tokio::time::sleep(rest).await;
             }
@@ -97,7 +99,7 @@ async fn sweep_to(core: &Core, live: &LiveState, space: Space, mark: Revision, w
 fn rest(took: Duration, time_left: Duration, steps_left: u64) -> Duration {
     let share = time_left / u32::try_from(steps_left).unwrap_or(u32::MAX).max(1);
     let (least, most) = (took * *RESTS.start(), took * *RESTS.end());
-    share.saturating_sub(took).clamp(least, most).max(REST_MIN)
+    share.saturating_sub(took).clamp(least, most).clamp(REST_MIN, REST_MAX)
 }
 
 #[cfg(test)]
@@ -112,5 +114,6 @@ mod tests {
         assert_eq!(rest(step, all, 1_000_000), step, "more than there is time for: half a core");
         assert_eq!(rest(step, Duration::ZERO, 1), step, "late");
         assert_eq!(rest(Duration::ZERO, all, u64::MAX), REST_MIN);
+        assert_eq!(rest(step * 1_000, all, 1), REST_MAX, "the machine stood still");
     }
 }

@@ -18,6 +18,7 @@ use crate::watch::HubOptions;
 
 /// How long anything may take that is only waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub struct Cluster {
     pub network: Arc<Network>,
@@ -101,7 +102,7 @@ impl Cluster {
             client_urls: vec![format!("http://{name}-clients")],
             bootstrap,
             heartbeat_interval: Duration::from_millis(50),
-            election_timeout: Duration::from_millis(500),
+            election_timeout: ELECTION_TIMEOUT,
             quota_bytes: self.quota_bytes,
             disk_reserve_bytes: 0,
             state: StateOptions {

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster::{Cluster, PATIENCE, eventually, get, put, put_operation};
+use cluster::{Cluster, ELECTION_TIMEOUT, PATIENCE, eventually, get, put, put_operation};
+use tokio::time::Instant;
 
 use super::*;
 use crate::storage::StateOptions;
@@ -241,6 +242,21 @@ async fn without_a_quorum_nothing_is_acknowledged_and_it_ends_in_time() {
     let short = ProposeContext { timeout: Some(Duration::from_secs(2)), ..ProposeContext::default() };
     let refused = node.propose(put_operation("k", "1"), short).await.unwrap_err();
     assert!(matches!(refused, NodeError::Timeout | NodeError::NoLeader | NodeError::LeaderChanged));
+    let promised =
+        NodeOptions { election_timeout: ELECTION_TIMEOUT, ..NodeOptions::default() }.request_timeout();
+    let patience = |place| async move {
+        tokio::time::sleep(Duration::from_millis(25) * place).await;
+        let started = Instant::now();
+        let (read, renewed) = tokio::join!(async { (node.read_barrier().await, started.elapsed()) }, async {
+            (node.lease_keep_alive(LeaseId(7)).await.map(drop), started.elapsed())
+        },);
+        for (refused, waited) in [read, renewed] {
+            assert!(refused.is_err());
+            assert!(waited + Duration::from_millis(100) >= promised, "number {place} was given up after {waited:?}");
+            assert!(waited <= promised + Duration::from_secs(2), "number {place} waited for {waited:?}");
+        }
+    };
+    futures_util::future::join_all((0..20).map(patience)).await;
     for name in &others {
         cluster.reopen(name).await.unwrap();
     }
