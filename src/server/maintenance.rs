@@ -13,7 +13,7 @@ use super::{API_VERSION, STORAGE_VERSION};
 use crate::mvcc::{self, View};
 use crate::node::NodeError;
 use crate::storage::archive::Packing;
-use crate::storage::snapshot::RESTS;
+use crate::storage::snapshot::rest_after;
 use crate::types::{Alarm, AlarmAction, AlarmKind, Operation, Outcome, Revision, Space};
 use crate::wire::etcdserverpb as pb;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction as WireAction;
@@ -207,8 +207,8 @@ impl Maintenance for MaintenanceService {
     }
 }
 
-/// The file in pieces, read one at a time as the client takes them, with a rest after each of
-/// [`RESTS`] times what its reading took. It ends with the hash that etcdctl looks for.
+/// The file in pieces, read one at a time as the client takes them, with a rest after each
+/// ([`rest_after`]). It ends with the hash that etcdctl looks for.
 fn snapshot_pieces(
     shared: Arc<Shared>,
     file: Packing,
@@ -221,7 +221,7 @@ fn snapshot_pieces(
         let (file, blob) =
             read.map_err(|error| NodeError::Internal(format!("reading the snapshot: {error}")))?;
         let Some(blob) = blob else { return Ok(None) };
-        tokio::time::sleep(shared.env.monotonic().saturating_sub(begun) * RESTS).await;
+        tokio::time::sleep(rest_after(shared.env.monotonic().saturating_sub(begun))).await;
         let left = left - blob.len() as u64;
         let message = pb::SnapshotResponse {
             header: Some(shared.header_now()),

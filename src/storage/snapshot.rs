@@ -18,6 +18,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -30,8 +31,11 @@ use super::{Read, StateDb, StateOptions, StorageError, codec};
 use crate::env::EnvRef;
 use crate::types::{ClusterId, Revision};
 
-/// How many times as long as the work on an operator's copy the rests in between are.
-pub const RESTS: u32 = 2;
+/// The rest after so much work on an operator's copy: twice as long, because nobody waits for a copy as for
+/// their own requests; but no longer than a second, in case the machine stood still.
+pub fn rest_after(work: Duration) -> Duration {
+    (work * 2).min(Duration::from_secs(1))
+}
 
 /// Name of the manifest in a snapshot's directory.
 const MANIFEST: &str = "MANIFEST";
@@ -177,8 +181,7 @@ impl SnapshotStore {
     }
 
     /// Takes a snapshot that is gone when the last holder drops it, for
-    /// somebody who wants to carry the state away. All of it is read, with rests of
-    /// [`RESTS`] times the work: nobody waits for a copy as for their own requests.
+    /// somebody who wants to carry the state away. All of it is read, with rests ([`rest_after`]).
     ///
     /// # Errors
     /// As [`SnapshotStore::build`].
@@ -293,12 +296,12 @@ impl SnapshotStore {
     }
 }
 
-/// Rests [`RESTS`] times as long as there was work since the last rest.
+/// Rests for as long as is due for the work since the last rest.
 #[expect(clippy::disallowed_methods, reason = "on a thread for what blocks")]
 fn resting(env: &EnvRef) -> impl FnMut() {
     let mut since = env.monotonic();
     move || {
-        std::thread::sleep(env.monotonic().saturating_sub(since) * RESTS);
+        std::thread::sleep(rest_after(env.monotonic().saturating_sub(since)));
         since = env.monotonic();
     }
 }
