@@ -22,6 +22,8 @@ use futures_util::stream::{FuturesUnordered, Stream as _};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::disk;
+
 /// Bytes gathered before they are written without waiting for more.
 const GATHERED_MAX: usize = 32 << 10;
 
@@ -187,6 +189,7 @@ impl<S: AsyncWrite + Unpin> Turns<S> {
         context: &mut Context<'_>,
     ) -> Poll<Result<(), E>> {
         self.wire.hold();
+        disk::turn_begins();
         let ended = loop {
             self.run_calls(context);
             let ended = http.as_mut().poll(context);

@@ -1,6 +1,8 @@
 //! Reads that wait for the disk. Most are answered from memory within microseconds, where they were asked;
 //! a thread that waits for a disk meanwhile serves nobody. So once a read has waited for the disk, the next
-//! ones let another thread serve in the place of theirs, and wait for it side by side.
+//! ones let another thread serve in the place of theirs, and wait for it side by side. Those of one connection
+//! do so one after the other, as its calls run on one task, and all else on it waits with them: so a turn of it
+//! may wait a few times, and reads beyond that are tasks for themselves.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,24 @@ const SUSPICIOUS: Duration = Duration::from_micros(50);
 /// does not send many away from memory.
 const EXPECTED: Duration = Duration::from_millis(5);
 
+/// Reads of one turn of a connection that may wait for the disk where they are.
+const TURN_WAITS: u32 = 4;
+
+thread_local! {
+    /// Reads that may have waited for the disk in the turn of a connection that this thread is at.
+    static WAITS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A connection begins a turn on this thread.
+pub(super) fn turn_begins() {
+    WAITS.set(0);
+}
+
+/// Whether a read that may have to wait for the disk should be a task for itself.
+pub(super) fn turn_waited_enough() -> bool {
+    WAITS.get() >= TURN_WAITS
+}
+
 /// What reads have found out.
 #[derive(Default)]
 pub(crate) struct Disk {
@@ -29,7 +49,10 @@ impl Disk {
         let begun = env.monotonic();
         let expected_until = self.expected_until.load(Ordering::Relaxed);
         let found = match micros(begun) < expected_until && can_be_replaced() {
-            true => tokio::task::block_in_place(read),
+            true => {
+                WAITS.set(WAITS.get().saturating_add(1));
+                tokio::task::block_in_place(read)
+            }
             false => read(),
         };
         let now = env.monotonic();
@@ -67,6 +90,23 @@ fn this_thread_read() -> bool {
 mod tests {
     use super::*;
     use crate::env::SystemEnv;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_turn_waits_for_a_few_reads_only() {
+        let env = SystemEnv::shared();
+        let disk = Disk::default();
+        let reads = |count| (0..count).for_each(|_| disk.read(&*env, || ()));
+        turn_begins();
+        reads(100);
+        assert!(!turn_waited_enough(), "from memory");
+        disk.expected_until.store(u64::MAX, Ordering::Relaxed);
+        reads(TURN_WAITS - 1);
+        assert!(!turn_waited_enough());
+        reads(1);
+        assert!(turn_waited_enough());
+        turn_begins();
+        assert!(!turn_waited_enough());
+    }
 
     #[test]
     fn only_a_slow_read_of_the_disk_lets_others_expect_it() {
