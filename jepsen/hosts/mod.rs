@@ -227,6 +227,7 @@ impl Host {
             "--disk-reserve-bytes=64MiB".to_owned(),
             "--write-buffer-bytes=4MiB".to_owned(),
             "--block-cache-bytes=8MiB".to_owned(),
+            "--record-cache-bytes=4KiB".to_owned(),
             "--warning-unary-request-duration=10s".to_owned(),
         ];
         flags.extend(shape.flags.iter().cloned());

@@ -71,6 +71,7 @@ pub struct Tuning {
     pub election_ms: u64,
     pub snapshot_count: u64,
     pub log_retained: u64,
+    pub record_cache_bytes: usize,
     pub ring_bytes: usize,
     pub catch_up_bytes: usize,
     pub compact_every_ms: u64,
@@ -219,7 +220,7 @@ impl Host {
             lease_reads: tuning.lease_reads,
             state: StateOptions {
                 block_cache_bytes: 1 << 20,
-                record_cache_bytes: 1 << 20,
+                record_cache_bytes: tuning.record_cache_bytes,
                 write_buffer_bytes: 64 << 20,
             },
             ..NodeOptions::default()

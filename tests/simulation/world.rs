@@ -341,6 +341,7 @@ fn draw_tuning(chance: &mut Chance) -> Tuning {
         catch_up_bytes: *chance.pick(&[512, 4096, 1 << 20]),
         compact_every_ms: *chance.pick(&[0, 0, 4000, 8000]),
         lease_reads: chance.permille(200),
+        record_cache_bytes: *chance.pick(&[0, 600, 1 << 20]),
     }
 }
 

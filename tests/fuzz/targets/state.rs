@@ -88,11 +88,11 @@ impl Rig {
     }
 }
 
-/// A new database. Its files go with the scratch directory.
-fn new_db() -> StateDb {
+/// A new database that keeps so many bytes of records. Its files go with the scratch directory.
+fn new_db(record_cache_bytes: usize) -> StateDb {
     let dir = tempfile::tempdir_in(scratch()).expect("a temporary directory").keep();
     let options =
-        StateOptions { block_cache_bytes: 1 << 20, record_cache_bytes: 1 << 20, write_buffer_bytes: 1 << 20 };
+        StateOptions { block_cache_bytes: 1 << 20, record_cache_bytes, write_buffer_bytes: 1 << 20 };
     StateDb::open(&dir, &options).expect("an empty database opens")
 }
 
@@ -145,13 +145,13 @@ pub const APPLY: Target = Target {
                 payload: Payload::Command(Bytes::copy_from_slice(command)),
             })
             .collect();
-        static DATABASES: LazyLock<[StateDb; 2]> = LazyLock::new(|| [new_db(), new_db()]);
+        static DATABASES: LazyLock<[StateDb; 2]> = LazyLock::new(|| [new_db(1 << 20), new_db(0)]);
         DATABASES.iter().for_each(empty);
         let [mut at_once, mut one_by_one] = [0, 1].map(|place| Rig::new(DATABASES[place].clone()));
         let replies = at_once.apply(entries.clone());
         let others: Vec<Reply> =
             entries.into_iter().flat_map(|entry| one_by_one.apply(vec![entry])).collect();
-        assert_eq!(replies, others, "how entries are gathered changes what they do");
+        assert_eq!(replies, others, "how entries are gathered, or what is remembered, changes what they do");
         assert_eq!(at_once.hashes(), one_by_one.hashes());
         at_once.read_history();
         for reply in &replies {
@@ -167,7 +167,7 @@ pub const APPLY: Target = Target {
 /// A state with a little history, made once.
 fn watched() -> Arc<Published> {
     static PUBLISHED: LazyLock<Arc<Published>> = LazyLock::new(|| {
-        let mut rig = Rig::new(new_db());
+        let mut rig = Rig::new(new_db(1 << 20));
         let put = |index: u64| {
             let key = Bytes::copy_from_slice(&b"abk"[(index % 3) as usize..][..1]);
             let put = Operation::Put(Put {
