@@ -252,7 +252,10 @@ async fn without_a_quorum_nothing_is_acknowledged_and_it_ends_in_time() {
         },);
         for (refused, waited) in [read, renewed] {
             assert!(refused.is_err());
-            assert!(waited + Duration::from_millis(100) >= promised, "number {place} was given up after {waited:?}");
+            assert!(
+                waited + Duration::from_millis(100) >= promised,
+                "number {place} was given up after {waited:?}"
+            );
             assert!(waited <= promised + Duration::from_secs(2), "number {place} waited for {waited:?}");
         }
     };
