@@ -24,7 +24,7 @@ const REST_MAX: Duration = Duration::from_secs(2);
 /// A rest is so many times as long as the step before it: sweeping takes a twentieth of a core if that is
 /// enough, and half of one if it has to.
 const RESTS: std::ops::RangeInclusive<u32> = 1..=19;
-/// The same while somebody waits for the sweep: a quarter of a core, which writers feel but little.
+/// The same while somebody waits for the sweep: a quarter of a core. Less disturbs writers as much, for longer.
 const RESTS_AWAITED: u32 = 3;
 
 /// Starts the task.

@@ -247,10 +247,9 @@ async fn without_a_quorum_nothing_is_acknowledged_and_it_ends_in_time() {
     let patience = |place| async move {
         tokio::time::sleep(Duration::from_millis(25) * place).await;
         let started = Instant::now();
-        let (read, renewed) = tokio::join!(async { (node.read_barrier().await, started.elapsed()) }, async {
-            (node.lease_keep_alive(LeaseId(7)).await.map(drop), started.elapsed())
-        },);
-        for (refused, waited) in [read, renewed] {
+        let read = async { (node.read_barrier().await, started.elapsed()) };
+        let renewal = async { (node.lease_keep_alive(LeaseId(7)).await.map(drop), started.elapsed()) };
+        for (refused, waited) in <[_; 2]>::from(tokio::join!(read, renewal)) {
             assert!(refused.is_err());
             assert!(
                 waited + Duration::from_millis(100) >= promised,
